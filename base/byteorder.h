@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT */
+/* Big-endian integers at any address. */
+#ifndef BASE_BYTEORDER_H
+#define BASE_BYTEORDER_H
+
+#include <endian.h>
+#include <stdint.h>
+#include <string.h>
+
+static inline uint16_t get_be16(const void *p)
+{
+    uint16_t v;
+    memcpy(&v, p, sizeof v);
+    return be16toh(v);
+}
+
+static inline uint32_t get_be32(const void *p)
+{
+    uint32_t v;
+    memcpy(&v, p, sizeof v);
+    return be32toh(v);
+}
+
+static inline uint64_t get_be64(const void *p)
+{
+    uint64_t v;
+    memcpy(&v, p, sizeof v);
+    return be64toh(v);
+}
+
+#endif

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: MIT */
+#include "engine/bounce.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/error.h"
+
+int bounce_pool_create(struct bounce_pool *p)
+{
+    p->memory = mmap(NULL, (size_t)BOUNCE_COUNT * BOUNCE_BYTES, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p->memory == MAP_FAILED) {
+        p->memory = NULL;
+        return error_set(-ENOMEM, "cannot map bounce buffers: %s", strerror(errno));
+    }
+    for (p->free_count = 0; p->free_count < BOUNCE_COUNT; p->free_count++)
+        p->free[p->free_count] = p->memory + (size_t)p->free_count * BOUNCE_BYTES;
+    return 0;
+}
+
+void bounce_pool_destroy(struct bounce_pool *p)
+{
+    if (p->memory)
+        munmap(p->memory, (size_t)BOUNCE_COUNT * BOUNCE_BYTES);
+    p->memory = NULL;
+}

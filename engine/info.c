@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: MIT */
+/* What shardcow.h tells about an image. */
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "engine/image.h"
+#include "engine/options.h"
+#include "engine/queue.h"
+#include "engine/shard.h"
+
+SCOW_PUBLIC const char *scow_version(void)
+{
+    return SCOW_VERSION_STRING;
+}
+
+SCOW_PUBLIC const char *scow_error(void)
+{
+    return error_message();
+}
+
+SCOW_PUBLIC uint64_t scow_size(const struct scow_image *image)
+{
+    return image_top(image)->virtual_bytes;
+}
+
+static void fill_header(const struct layer *layer, struct scow_info *info)
+{
+    const struct header *h = &layer->header;
+
+    info->version = h->version;
+    info->header_bytes = h->header_bytes;
+    info->cluster_bytes = h->cluster_bytes;
+    info->subcluster_bytes = h->extended_l2 ? h->cluster_bytes / 32 : h->cluster_bytes;
+    info->refcount_bits = 1u << h->refcount_order;
+    info->crypt_method = h->crypt_method;
+    info->compression = (enum scow_compression)h->compression;
+    info->incompatible = h->incompatible;
+    info->compatible = h->compatible;
+    info->autoclear = h->autoclear;
+    info->l1_off = h->l1_off;
+    info->l1_count = h->l1_count;
+    info->reftable_off = h->reftable_off;
+    info->reftable_clusters = h->reftable_clusters;
+    info->snapshots_off = h->snapshots_off;
+    info->snapshot_count = h->snapshot_count;
+    info->bitmap_count = h->bitmap_count;
+    info->bitmap_directory_off = h->bitmap_directory_off;
+    info->bitmap_directory_bytes = h->bitmap_directory_bytes;
+    info->extension_count = h->extension_count;
+    info->feature_name_count = h->feature_names.bytes / FEATURE_NAME_BYTES;
+    info->backing_name = layer->backing_name;
+    info->backing_format = layer->backing_format;
+    info->data_file_name = layer->data_file_name;
+}
+
+static const char *backend_name(enum backend_kind kind)
+{
+    return kind == BACKEND_RING ? "io_uring" : kind == BACKEND_POOL ? "threads" : "null";
+}
+
+SCOW_PUBLIC int scow_get_info(const struct scow_image *image, struct scow_info *ret)
+{
+    const struct layer *layer = image_top(image);
+    struct scow_info info = SCOW_INFO_INIT;
+
+    info.format = layer->format;
+    info.virtual_size = layer->virtual_bytes;
+    info.file_bytes = layer->file->bytes;
+    info.allocated_bytes = layer->file->allocated_bytes;
+    if (layer->format == SCOW_FORMAT_QCOW2)
+        fill_header(layer, &info);
+    info.direct = layer->file->direct;
+    info.io_align = layer->file->io_align;
+    info.mem_align = layer->file->mem_align;
+    info.backend = backend_name(image->backend);
+    info.backend_why = image->backend_why;
+    info.shards = image->shard_count;
+    info.slice_bytes = layer->format == SCOW_FORMAT_QCOW2 ? layer->slice_bytes : 0;
+    info.cache_slices = image->slots_per_shard * image->shard_count;
+    info.chain_depth = image->layer_count - 1;
+    result_give(ret, &info, sizeof info);
+    return 0;
+}
+
+static const struct layer *qcow2_layer(const struct scow_image *image)
+{
+    const struct layer *layer = image_top(image);
+
+    if (layer->format == SCOW_FORMAT_QCOW2)
+        return layer;
+    error_set(-ENOTSUP, "a raw image has no metadata");
+    return NULL;
+}
+
+static int past_last(const char *what, uint32_t index)
+{
+    return error_set(-ERANGE, "the image has no %s number %" PRIu32, what, index);
+}
+
+SCOW_PUBLIC int scow_get_extension(const struct scow_image *image, uint32_t index, struct scow_extension *ret)
+{
+    const struct layer *layer = qcow2_layer(image);
+    struct scow_extension e = {.size = sizeof e};
+    struct extension found;
+    uint32_t cursor;
+
+    if (!layer)
+        return -ENOTSUP;
+    cursor = layer->header.extensions.off;
+    for (uint32_t i = 0; i <= index; i++)
+        if (!extension_next(&layer->header, layer->cluster0, &cursor, &found))
+            return past_last("header extension", index);
+    e.type = found.type;
+    e.data_bytes = found.bytes;
+    e.off = found.off;
+    e.data = layer->cluster0 + found.data_off;
+    result_give(ret, &e, sizeof e);
+    return 0;
+}
+
+SCOW_PUBLIC int scow_get_feature_name(const struct scow_image *image, uint32_t index,
+                                      struct scow_feature_name *ret)
+{
+    const struct layer *layer = qcow2_layer(image);
+    struct scow_feature_name name = {.size = sizeof name};
+    struct feature_name found;
+
+    if (!layer)
+        return -ENOTSUP;
+    if (index >= layer->header.feature_names.bytes / FEATURE_NAME_BYTES)
+        return past_last("feature name", index);
+    feature_name_decode(&layer->header, layer->cluster0, index, &found);
+    name.type = found.type;
+    name.bit = found.bit;
+    memcpy(name.name, found.name, sizeof name.name);
+    result_give(ret, &name, sizeof name);
+    return 0;
+}
+
+SCOW_PUBLIC int scow_counters(const struct scow_image *image, struct scow_counters *ret)
+{
+    struct scow_image *im = (struct scow_image *)image; /* for the lock only */
+    struct scow_counters sum = SCOW_COUNTERS_INIT;
+
+    pthread_mutex_lock(&im->lock);
+    sum = im->past;
+    sum.size = sizeof sum;
+    for (uint32_t i = 0; i < atomic_load_explicit(&im->queues_end, memory_order_relaxed); i++) {
+        const struct scow_queue *q = atomic_load_explicit(&im->queues[i], memory_order_relaxed);
+
+        if (q)
+            queue_add_counters(q, &sum);
+    }
+    for (uint32_t i = 0; im->running && i < im->shard_count; i++) {
+        sum.slice_loads += counter_get(&im->shards[i].loads_count);
+        sum.slice_coalesced += counter_get(&im->shards[i].coalesced);
+        sum.slice_evictions += counter_get(&im->shards[i].evictions);
+    }
+    pthread_mutex_unlock(&im->lock);
+    result_give(ret, &sum, sizeof sum);
+    return 0;
+}

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One image file of a backing chain: its decoded header, its L1 table and the directory of its cached L2
+ * slices.
+ *
+ * Built and torn down by the control path (engine/open.c); in between every thread reads it.
+ */
+#ifndef ENGINE_LAYER_H
+#define ENGINE_LAYER_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "cache/directory.h"
+#include "format/header.h"
+#include "io/file.h"
+#include "shardcow.h"
+
+/*
+ * What a change of the image's size replaces as a whole. Readers reach it through layer.root under the RCU
+ * read lock; whoever replaces it retires the old one after a grace period.
+ */
+struct map_root {
+    uint64_t virtual_bytes;
+    uint32_t l1_count;
+    /* Host byte order. Writer: the allocator; readers: everyone, relaxed: an entry is one word and names a
+     * table whose content is checked when it is read. */
+    _Atomic uint64_t *l1;
+    struct directory directory; /* guest offset >> slice_shift → slot */
+};
+
+struct layer {
+    enum scow_format format;
+    uint32_t depth; /* 0: the image that was opened */
+    struct file *file;
+    struct file *data_file; /* where guest clusters are: file, unless the image names a data file */
+    bool has_data_file;     /* it does (also with SCOW_OPEN_NO_IO, where data_file stays file) */
+    struct layer *backing;  /* NULL at the end of the chain */
+
+    /* qcow2 only */
+    struct header header;
+    uint8_t *cluster0; /* the first cluster's bytes: spans in header point into it */
+    char *backing_name, *backing_format, *data_file_name; /* terminated copies; NULL: none */
+
+    bool sparse_known,
+        sparse; /* allocated clusters may be holes of the host; for extents, under blocking_lock */
+    uint64_t virtual_bytes;    /* at open */
+    uint32_t slice_shift;      /* log2 of the guest bytes that one slice maps */
+    uint32_t slice_bytes;      /* of one slice on disk */
+    uint32_t slices_per_table; /* of one L2 table */
+    struct map_root *root;     /* RCU; NULL for raw and with SCOW_OPEN_NO_IO */
+};
+
+static inline uint32_t layer_cluster_bits(const struct layer *layer)
+{
+    return layer->header.cluster_bits;
+}
+
+#endif

@@ -1,0 +1,373 @@
+/* SPDX-License-Identifier: MIT */
+#include "engine/queue.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/rcu.h"
+#include "engine/read.h"
+#include "engine/shard.h"
+
+struct request *queue_take_request(struct scow_queue *q)
+{
+    struct list_node *n = list_pop(&q->free_requests);
+    struct request *r;
+
+    if (unlikely(!n))
+        return NULL;
+    r = container_of(n, struct request, node);
+    r->run_known = false;
+    r->this_layer = false;
+    r->pending = 1;
+    r->result = 0;
+    r->walked = 0;
+    r->error[0] = '\0';
+    q->in_flight++;
+    r->epoch_bucket = epoch_enter(&q->epoch);
+    return r;
+}
+
+void queue_release(struct scow_queue *q, struct request *r)
+{
+    q->in_flight--;
+    list_push(&q->free_requests, &r->node);
+}
+
+void queue_complete(struct scow_queue *q, struct request *r)
+{
+    epoch_leave(&q->epoch, r->epoch_bucket);
+    counter_add(&q->counters.requests, 1);
+    counter_add(&q->counters.bytes, r->bytes);
+    list_push(&q->ready, &r->node);
+}
+
+/* ---- messages ---- */
+
+void queue_ask_shard(struct scow_queue *q, struct request *r)
+{
+    const uint64_t slice = map_slice_index(r->lookup.layer, r->lookup.guest_off);
+    struct mail *mail = &q->mail[slice % q->image->shard_count];
+
+    invariant(spsc_push(&mail->to_shard, r));
+    mail->notify_shard = true;
+    q->mail_pending = true;
+    q->at_shards++;
+}
+
+/* One fence and one look at the sleep flag for each shard that was sent to, once per turn. */
+static void notify_shards(struct scow_queue *q)
+{
+    if (likely(!q->mail_pending))
+        return;
+    q->mail_pending = false;
+    for (uint32_t i = 0; i < q->image->shard_count; i++) {
+        if (!q->mail[i].notify_shard)
+            continue;
+        q->mail[i].notify_shard = false;
+        loop_notify(&q->image->shards[i].loop);
+    }
+}
+
+static void take_mail(struct scow_queue *q)
+{
+    if (likely(!q->at_shards))
+        return;
+    for (uint32_t i = 0; i < q->image->shard_count; i++) {
+        struct request *r;
+
+        while ((r = spsc_pop(&q->mail[i].to_queue))) {
+            q->at_shards--;
+            read_answered(q, r);
+        }
+    }
+}
+
+static bool has_mail(struct scow_queue *q)
+{
+    for (uint32_t i = 0; q->at_shards && i < q->image->shard_count; i++)
+        if (!spsc_empty(&q->mail[i].to_queue))
+            return true;
+    return false;
+}
+
+/* ---- the turn ---- */
+
+static int backend_turn_or_wait(struct scow_queue *q, struct list *done, int64_t wait_ns)
+{
+    struct backend *b = q->loop.backend;
+    int ret;
+
+    if (wait_ns == 0 || !list_empty(&q->ready))
+        return b->ops->turn(b, done);
+    if (likely(!q->at_shards))
+        return b->ops->wait(b, done, wait_ns);
+
+    atomic_store_explicit(&q->loop.sleeping, true, memory_order_relaxed);
+    atomic_thread_fence(memory_order_seq_cst); /* pairs with loop_notify() */
+    ret = has_mail(q) ? b->ops->turn(b, done) : b->ops->wait(b, done, wait_ns);
+    atomic_store_explicit(&q->loop.sleeping, false, memory_order_relaxed);
+    return ret;
+}
+
+void queue_arm_event(struct scow_queue *q)
+{
+    atomic_store_explicit(&q->loop.sleeping, true, memory_order_relaxed);
+    atomic_thread_fence(memory_order_seq_cst); /* pairs with loop_notify() */
+    if (!list_empty(&q->ready) || has_mail(q))
+        q->loop.backend->ops->wake(q->loop.backend);
+}
+
+static void finish_ios(struct scow_queue *q, struct list *done)
+{
+    struct list_node *n;
+
+    while ((n = list_pop(done)))
+        read_io_done(q, container_of(n, struct io, node));
+}
+
+/* Whatever made them wait may be there now; those that must wait on go back in order. */
+static void retry_starved(struct scow_queue *q)
+{
+    struct list all = list_take(&q->starved);
+    struct list_node *n;
+
+    while ((n = list_pop(&all)))
+        read_walk(q, container_of(n, struct request, node));
+}
+
+int queue_turn(struct scow_queue *q, int64_t wait_ns)
+{
+    struct list done = {0};
+    int ret;
+
+    notify_shards(q);
+    take_mail(q);
+    notify_shards(q);
+    ret = backend_turn_or_wait(q, &done, wait_ns);
+    finish_ios(q, &done);
+    take_mail(q);
+    if (unlikely(!list_empty(&q->starved)))
+        retry_starved(q);
+    notify_shards(q);
+    return ret;
+}
+
+int queue_run(struct scow_queue *q, struct request *r)
+{
+    int ret;
+
+    while (list_empty(&q->ready)) {
+        ret = queue_turn(q, WAIT_FOREVER);
+        if (ret < 0)
+            return ret; /* the request stays out: its memory must not be reused */
+    }
+    invariant(container_of(list_pop(&q->ready), struct request, node) == r);
+    ret = r->result;
+    if (ret < 0)
+        error_set(ret, "%s", r->error[0] ? r->error : strerror(-ret));
+    queue_release(q, r);
+    return ret;
+}
+
+/* ---- creation ---- */
+
+/* The loop of a queue has no thread: turned through scow_queue_poll(), or by the simulator. */
+static bool loop_turn(struct loop *loop)
+{
+    struct scow_queue *q = container_of(loop, struct scow_queue, loop);
+    const uint64_t before = counter_get(&q->counters.requests);
+
+    queue_turn(q, 0);
+    return counter_get(&q->counters.requests) != before;
+}
+
+static bool loop_has_mail(struct loop *loop)
+{
+    return has_mail(container_of(loop, struct scow_queue, loop));
+}
+
+static void loop_sleep(struct loop *loop)
+{
+    queue_turn(container_of(loop, struct scow_queue, loop), WAIT_FOREVER);
+}
+
+static const struct loop_ops queue_loop_ops = {
+    .turn = loop_turn, .has_mail = loop_has_mail, .sleep = loop_sleep};
+
+static int create_pools(struct scow_queue *q)
+{
+    q->requests = aligned_alloc(CACHE_LINE, q->depth * sizeof *q->requests);
+    q->error_texts = calloc(q->depth, REQUEST_ERROR_BYTES);
+    q->transfers = calloc(QUEUE_TRANSFERS, sizeof *q->transfers);
+    if (!q->requests || !q->error_texts || !q->transfers)
+        return error_set(-ENOMEM, "out of memory");
+    memset(q->requests, 0, q->depth * sizeof *q->requests);
+    for (uint32_t i = 0; i < q->depth; i++) {
+        q->requests[i].queue = q;
+        q->requests[i].error = q->error_texts + (size_t)i * REQUEST_ERROR_BYTES;
+        list_push(&q->free_requests, &q->requests[i].node);
+    }
+    for (uint32_t i = 0; i < QUEUE_TRANSFERS; i++)
+        list_push(&q->free_transfers, &q->transfers[i].node);
+    return bounce_pool_create(&q->bounces);
+}
+
+static int create_inflate(struct scow_queue *q)
+{
+    uint32_t cluster_bytes = 0, io_align = 1;
+
+    for (uint32_t i = 0; i < q->image->layer_count; i++) {
+        const struct layer *layer = q->image->layers[i];
+
+        if (layer->format != SCOW_FORMAT_QCOW2)
+            continue;
+        cluster_bytes = MAX(cluster_bytes, layer->header.cluster_bytes);
+        io_align = MAX(io_align, layer->file->io_align);
+    }
+    return cluster_bytes ? inflate_pool_create(&q->inflates, cluster_bytes, io_align) : 0;
+}
+
+static int create_mail(struct scow_queue *q)
+{
+    q->mail = aligned_alloc(CACHE_LINE, q->image->shard_count * sizeof *q->mail);
+    if (!q->mail)
+        return error_set(-ENOMEM, "out of memory");
+    memset(q->mail, 0, q->image->shard_count * sizeof *q->mail);
+    for (uint32_t i = 0; i < q->image->shard_count; i++)
+        if (spsc_init(&q->mail[i].to_shard, q->depth) < 0 || spsc_init(&q->mail[i].to_queue, q->depth) < 0)
+            return error_set(-ENOMEM, "out of memory");
+    return 0;
+}
+
+static int create_backend(struct scow_queue *q)
+{
+    struct scow_image *image = q->image;
+    /* Internal queues read for real whatever is being benchmarked. */
+    const enum backend_kind kind =
+        q->internal && image->backend == BACKEND_NULL ? image->metadata_backend : image->backend;
+    const struct backend_config config = {.ios_max = q->depth + QUEUE_TRANSFERS + INFLATED_MAX,
+                                          .files = image->files,
+                                          .file_count = image->file_count,
+                                          .many_threads = q->internal};
+
+    return image->env->ops->backend_create(image->env, kind, &config, &q->loop.backend);
+}
+
+/* The internal queue has the first place, the embedder's the queues_max ones behind it. */
+static int publish(struct scow_queue *q)
+{
+    struct scow_image *image = q->image;
+    uint32_t i = q->internal ? 0 : 1;
+
+    while (i <= image->options.queues_max && atomic_load_explicit(&image->queues[i], memory_order_relaxed))
+        i++;
+    if (i > image->options.queues_max)
+        return error_set(-EMFILE, "this image has %" PRIu32 " queues already (the queues_max option)",
+                         image->options.queues_max);
+    q->index = i;
+    atomic_store_explicit(&image->queues[i], q, memory_order_release);
+    if (i >= atomic_load_explicit(&image->queues_end, memory_order_relaxed))
+        atomic_store_explicit(&image->queues_end, i + 1, memory_order_release);
+    return 0;
+}
+
+static void queue_free(struct scow_queue *q)
+{
+    backend_destroy(q->loop.backend);
+    inflate_pool_destroy(&q->inflates);
+    bounce_pool_destroy(&q->bounces);
+    for (uint32_t i = 0; q->mail && i < q->image->shard_count; i++) {
+        spsc_free(&q->mail[i].to_shard);
+        spsc_free(&q->mail[i].to_queue);
+    }
+    free(q->mail);
+    free(q->transfers);
+    free(q->error_texts);
+    free(q->requests);
+    free(q);
+}
+
+int queue_create(struct scow_image *image, uint32_t depth, bool internal, struct scow_queue **ret)
+{
+    struct scow_queue *q;
+    int r;
+
+    pthread_mutex_lock(&image->lock);
+    r = image_start(image);
+    if (r < 0)
+        goto unlock;
+    r = -ENOMEM;
+    q = aligned_alloc(CACHE_LINE, sizeof *q);
+    if (!q)
+        goto unlock;
+    memset(q, 0, sizeof *q);
+    q->loop.ops = &queue_loop_ops;
+    q->image = image;
+    q->depth = depth;
+    q->internal = internal;
+    r = create_pools(q);
+    if (r == 0)
+        r = create_inflate(q);
+    if (r == 0)
+        r = create_mail(q);
+    if (r == 0)
+        r = create_backend(q);
+    if (r == 0)
+        r = publish(q);
+    if (r < 0)
+        queue_free(q);
+    else
+        *ret = q;
+unlock:
+    pthread_mutex_unlock(&image->lock);
+    return r;
+}
+
+/* Requests that nobody will poll for are waited for all the same: the kernel writes to their buffers. */
+static void drain(struct scow_queue *q)
+{
+    struct list_node *n;
+
+    while ((n = list_pop(&q->failed)))
+        list_push(&q->free_requests, n);
+    for (;;) {
+        while ((n = list_pop(&q->ready)))
+            queue_release(q, container_of(n, struct request, node));
+        if (!q->in_flight || queue_turn(q, WAIT_FOREVER) < 0)
+            return;
+    }
+}
+
+void queue_destroy(struct scow_queue *q)
+{
+    struct scow_image *image = q->image;
+
+    rcu_thread_ensure();
+    drain(q);
+    pthread_mutex_lock(&image->lock);
+    queue_add_counters(q, &image->past);
+    atomic_store_explicit(&image->queues[q->index], NULL, memory_order_release);
+    pthread_mutex_unlock(&image->lock);
+    rcu_wait(); /* a shard may be looking at its rings, or about to wake it */
+    queue_free(q);
+}
+
+void queue_add_counters(const struct scow_queue *q, struct scow_counters *sum)
+{
+    const struct queue_counters *c = &q->counters;
+
+    sum->requests += counter_get(&c->requests);
+    sum->bytes += counter_get(&c->bytes);
+    sum->hits += counter_get(&c->hits);
+    sum->misses += counter_get(&c->misses);
+    sum->zeros += counter_get(&c->zeros);
+    sum->backing += counter_get(&c->backing);
+    sum->inflates += counter_get(&c->inflates);
+    sum->inflate_hits += counter_get(&c->inflate_hits);
+    sum->bounces += counter_get(&c->bounces);
+    sum->ios += counter_get(&c->ios);
+    sum->starved += counter_get(&c->starved);
+}

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A queue: the requests of one submitting thread and everything that only this thread touches. Its loop has
+ * no thread of the library's: scow_queue_poll() turns it.
+ */
+#ifndef ENGINE_QUEUE_H
+#define ENGINE_QUEUE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/counters.h"
+#include "base/epoch.h"
+#include "base/list.h"
+#include "base/spsc.h"
+#include "engine/bounce.h"
+#include "engine/image.h"
+#include "engine/inflate.h"
+#include "engine/request.h"
+#include "io/loop.h"
+
+#define QUEUE_DEPTH_DEFAULT 256u
+#define QUEUE_DEPTH_MAX 4096u
+/* Transfers beyond the one in each request: parts of large or fragmented requests. */
+#define QUEUE_TRANSFERS 256u
+
+/* The two rings between a queue and a shard. Each has room for all of the queue's requests: a push never
+ * fails. */
+struct mail {
+    struct spsc to_shard; /* struct request */
+    struct spsc to_queue;
+    bool notify_shard; /* queue: pushed since the shard was last notified */
+};
+
+struct queue_counters {
+    counter requests, bytes, hits, misses, zeros, backing, inflates, inflate_hits, bounces, ios, starved;
+};
+
+struct scow_queue {
+    struct loop loop;
+    struct scow_image *image;
+    uint32_t index; /* in image->queues */
+    uint32_t depth;
+    bool internal; /* the blocking helpers' */
+
+    struct request *requests;
+    char *error_texts;
+    struct transfer *transfers;
+    struct list free_requests;
+    struct list free_transfers;
+    struct list starved; /* walks that wait for a transfer, a bounce buffer or a cluster buffer */
+    struct list ready;   /* completed, for the next poll */
+    struct list failed;  /* returned with an error text, free at the next poll */
+    uint32_t in_flight;  /* accepted, completion not returned */
+    uint32_t at_shards;  /* messages out */
+    bool mail_pending;   /* some mail[].notify_shard is set */
+    bool event_enabled;
+
+    struct mail *mail; /* by shard */
+    struct bounce_pool bounces;
+    struct inflate_pool inflates;
+    struct epoch_submitter epoch;
+    struct queue_counters counters;
+};
+
+/* A queue whose loop the caller turns; internal ones may be used by several threads, one at a time. */
+int queue_create(struct scow_image *image, uint32_t depth, bool internal, struct scow_queue **ret);
+void queue_destroy(struct scow_queue *queue);
+
+/* One turn. wait_ns 0: without blocking; otherwise block up to so long, or for ever if negative, unless
+ * something is ready. 0, or a negative errno when the backend is broken. */
+int queue_turn(struct scow_queue *queue, int64_t wait_ns);
+
+/* A free request with its fields reset, or NULL: -EAGAIN. */
+struct request *queue_take_request(struct scow_queue *queue);
+
+/* Ask the owner of request->lookup's slice. */
+void queue_ask_shard(struct scow_queue *queue, struct request *request);
+
+/* All parts are done: account for it and make it ready. */
+void queue_complete(struct scow_queue *queue, struct request *request);
+
+/* The embedder may go to sleep on the completion descriptor: from now on an answer or a completion signals
+ * it. */
+void queue_arm_event(struct scow_queue *queue);
+
+/* Internal queues: turn until request is ready, take it and return its result, with the thread's message set.
+ */
+int queue_run(struct scow_queue *queue, struct request *request);
+void queue_release(struct scow_queue *queue, struct request *request);
+
+/* Adds this queue's counts to sum. Any thread. */
+void queue_add_counters(const struct scow_queue *queue, struct scow_counters *sum);
+
+#endif

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: MIT */
+/* The queue calls of shardcow.h: validation, submission, completions. */
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "base/rcu.h"
+#include "engine/options.h"
+#include "engine/queue.h"
+#include "engine/read.h"
+#include "format/limits.h"
+
+SCOW_PUBLIC int scow_queue_create(struct scow_image *image, const struct scow_queue_options *options,
+                                  struct scow_queue **ret_queue)
+{
+    struct scow_queue_options o = SCOW_QUEUE_OPTIONS_INIT;
+    int r = options ? options_take(&o, sizeof o, options, "queue options") : 0;
+
+    if (r < 0)
+        return r;
+    if (o.flags || o.reserved[0] || o.reserved[1] || o.reserved[2] || o.reserved[3])
+        return error_set(-EINVAL, "queue options: unknown flags 0x%" PRIx32 " or a reserved field is set",
+                         o.flags);
+    if (o.depth > QUEUE_DEPTH_MAX)
+        return error_set(-EINVAL, "queue options: depth %" PRIu32 " is above the limit of %u", o.depth,
+                         QUEUE_DEPTH_MAX);
+    if (image->no_io)
+        return error_set(-EPERM, "the image was opened with SCOW_OPEN_NO_IO: it has no queues");
+    return queue_create(image, o.depth ? o.depth : QUEUE_DEPTH_DEFAULT, false, ret_queue);
+}
+
+SCOW_PUBLIC void scow_queue_destroy(struct scow_queue *queue)
+{
+    if (queue)
+        queue_destroy(queue);
+}
+
+/* ---- submission ---- */
+
+ATTR_COLD static int bad_range(const struct scow_queue *q, uint64_t off, uint64_t bytes, uint32_t flags)
+{
+    if (flags)
+        return error_set(-EINVAL, "request: unknown flags 0x%" PRIx32, flags);
+    return error_set(-EINVAL,
+                     "request: %" PRIu64 " bytes at offset %" PRIu64
+                     " are not whole 512-byte sectors within the image's %" PRIu64 " bytes",
+                     bytes, off, scow_size(q->image));
+}
+
+static inline bool range_ok(const struct scow_queue *q, uint64_t off, uint64_t bytes)
+{
+    const uint64_t size = q->image->layers[0]->virtual_bytes;
+
+    return range_within(off, bytes, size) && !(off & (SECTOR_BYTES - 1)) &&
+           (!(bytes & (SECTOR_BYTES - 1)) || off + bytes == size);
+}
+
+/* An embedder that sleeps on the descriptor has to hear of what completed while submitting. */
+static void tell_embedder(struct scow_queue *q)
+{
+    if (unlikely(q->event_enabled) && !list_empty(&q->ready))
+        q->loop.backend->ops->wake(q->loop.backend);
+}
+
+static int submit_read(struct scow_queue *q, uint64_t off, struct guest_buffer buffer, uint64_t bytes,
+                       void *user_data, uint32_t flags)
+{
+    struct request *r;
+
+    if (unlikely(flags) || unlikely(!range_ok(q, off, bytes)))
+        return bad_range(q, off, bytes, flags);
+    rcu_thread_ensure();
+    epoch_observe(&q->image->clock, &q->epoch);
+    r = queue_take_request(q);
+    if (unlikely(!r))
+        return -EAGAIN;
+    r->kind = REQUEST_READ;
+    r->user_data = user_data;
+    r->buffer = buffer;
+    r->off = off;
+    r->bytes = bytes;
+    if (likely(bytes))
+        read_walk(q, r);
+    else
+        queue_complete(q, r);
+    tell_embedder(q);
+    return 0;
+}
+
+SCOW_PUBLIC int scow_queue_read(struct scow_queue *queue, uint64_t off, void *buf, size_t bytes,
+                                void *user_data, uint32_t flags)
+{
+    return submit_read(queue, off, (struct guest_buffer){.buf = buf}, bytes, user_data, flags);
+}
+
+SCOW_PUBLIC int scow_queue_readv(struct scow_queue *queue, uint64_t off, const struct iovec *iov,
+                                 int iov_count, void *user_data, uint32_t flags)
+{
+    if (iov_count < 0 || iov_count > IOV_MAX)
+        return error_set(-EINVAL, "request: %d iovecs are not within 0 to %d", iov_count, IOV_MAX);
+    return submit_read(queue, off, (struct guest_buffer){.iov = iov, .iov_count = iov_count},
+                       guest_buffer_iov_bytes(iov, iov_count), user_data, flags);
+}
+
+static int read_only(void)
+{
+    return error_set(-EROFS, "the image is open read-only");
+}
+
+SCOW_PUBLIC int scow_queue_write(struct scow_queue *queue, uint64_t off, const void *buf, size_t bytes,
+                                 void *user_data, uint32_t flags)
+{
+    (void)queue, (void)off, (void)buf, (void)bytes, (void)user_data, (void)flags;
+    return read_only();
+}
+
+SCOW_PUBLIC int scow_queue_writev(struct scow_queue *queue, uint64_t off, const struct iovec *iov,
+                                  int iov_count, void *user_data, uint32_t flags)
+{
+    (void)queue, (void)off, (void)iov, (void)iov_count, (void)user_data, (void)flags;
+    return read_only();
+}
+
+SCOW_PUBLIC int scow_queue_discard(struct scow_queue *queue, uint64_t off, uint64_t bytes, void *user_data,
+                                   uint32_t flags)
+{
+    (void)queue, (void)off, (void)bytes, (void)user_data, (void)flags;
+    return read_only();
+}
+
+SCOW_PUBLIC int scow_queue_write_zeroes(struct scow_queue *queue, uint64_t off, uint64_t bytes,
+                                        void *user_data, uint32_t flags)
+{
+    (void)queue, (void)off, (void)bytes, (void)user_data, (void)flags;
+    return read_only();
+}
+
+/* Nothing was written, so everything written is durable. */
+SCOW_PUBLIC int scow_queue_flush(struct scow_queue *queue, void *user_data, uint32_t flags)
+{
+    return submit_read(queue, 0, (struct guest_buffer){0}, 0, user_data, flags);
+}
+
+/* ---- completions ---- */
+
+static int take_ready(struct scow_queue *q, struct scow_completion *completions, int max)
+{
+    struct list_node *node;
+    int n = 0;
+
+    while (n < max && (node = list_pop(&q->ready))) {
+        struct request *r = container_of(node, struct request, node);
+
+        completions[n++] = (struct scow_completion){.user_data = r->user_data, .ret = r->result};
+        if (likely(r->result == 0)) {
+            queue_release(q, r);
+        } else {
+            completions[n - 1].error = r->error[0] ? r->error : strerror(-r->result);
+            q->in_flight--;
+            list_push(&q->failed, &r->node);
+        }
+    }
+    return n;
+}
+
+/* Their error texts were promised until this poll. */
+static void free_failed(struct scow_queue *q)
+{
+    struct list_node *n;
+
+    while (unlikely((n = list_pop(&q->failed)) != NULL))
+        list_push(&q->free_requests, n);
+}
+
+/* Nanoseconds that are left of a timeout; 0 when it is over. deadline_ns 0: none. */
+static int64_t time_left(struct scow_queue *q, uint64_t deadline_ns)
+{
+    uint64_t now;
+
+    if (!deadline_ns)
+        return WAIT_FOREVER;
+    now = env_now_ns(q->image->env);
+    return now < deadline_ns ? (int64_t)(deadline_ns - now) : 0;
+}
+
+SCOW_PUBLIC int scow_queue_poll(struct scow_queue *q, struct scow_completion *completions, int min, int max,
+                                int64_t timeout_ns)
+{
+    uint64_t deadline_ns = 0;
+    int n, ret;
+
+    if (min < 0 || max < 0 || min > max)
+        return error_set(-EINVAL, "poll: min %d and max %d make no sense", min, max);
+    rcu_thread_ensure();
+    epoch_observe(&q->image->clock, &q->epoch);
+    free_failed(q);
+    if (min > 0 && timeout_ns > 0)
+        deadline_ns = env_now_ns(q->image->env) + (uint64_t)timeout_ns;
+
+    n = take_ready(q, completions, max);
+    ret = queue_turn(q, n < min && q->in_flight && timeout_ns ? time_left(q, deadline_ns) : 0);
+    n += take_ready(q, completions + n, max - n);
+    while (ret == 0 && n < min && q->in_flight) {
+        const int64_t left = timeout_ns ? time_left(q, deadline_ns) : 0;
+
+        if (left == 0)
+            break;
+        ret = queue_turn(q, left);
+        n += take_ready(q, completions + n, max - n);
+    }
+    if (!q->in_flight)
+        epoch_offline(&q->epoch);
+    if (unlikely(q->event_enabled))
+        queue_arm_event(q);
+    return ret < 0 && n == 0 ? ret : n;
+}
+
+SCOW_PUBLIC uint32_t scow_queue_in_flight(const struct scow_queue *queue)
+{
+    return queue->in_flight;
+}
+
+SCOW_PUBLIC int scow_queue_completion_fd(const struct scow_queue *queue)
+{
+    return queue->loop.backend->ops->event_fd(queue->loop.backend);
+}
+
+SCOW_PUBLIC int scow_queue_enable_completion_fd(struct scow_queue *q, int enable)
+{
+    const int ret = q->loop.backend->ops->event_enable(q->loop.backend, enable);
+
+    if (ret < 0)
+        return ret;
+    q->event_enabled = enable;
+    if (enable)
+        queue_arm_event(q);
+    return 0;
+}
+
+SCOW_PUBLIC int scow_queue_counters(const struct scow_queue *queue, struct scow_counters *ret)
+{
+    struct scow_counters c = SCOW_COUNTERS_INIT;
+
+    queue_add_counters(queue, &c);
+    result_give(ret, &c, sizeof c);
+    return 0;
+}

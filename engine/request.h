@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A request from submission to completion, and the transfers that it is made of.
+ *
+ *   free ──submit──▶ walking ──all parts started──▶ waiting ──last transfer──▶ ready ──poll──▶ free
+ *                     │   ▲
+ *             a miss  ▼   │ reply            a failed part stops the walk; what was started is waited for
+ *                    at a shard
+ *
+ * A request belongs to its queue's thread, except while it is a message: then the shard owns the fields of
+ * struct lookup, and the rings that carry it order the two sides.
+ */
+#ifndef ENGINE_REQUEST_H
+#define ENGINE_REQUEST_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/list.h"
+#include "engine/guest_buffer.h"
+#include "engine/map.h"
+#include "io/io.h"
+
+struct request;
+
+enum request_kind {
+    REQUEST_READ,
+    REQUEST_MAP, /* resolve only: for scow_get_extent() */
+};
+
+#define REQUEST_ERROR_BYTES 256
+
+/* A question to a slice's owner and its answer. */
+struct lookup {
+    struct layer *layer;
+    uint64_t guest_off;
+    uint64_t bytes; /* at most to the slice's end */
+    int32_t status; /* answer: 0, or a negative errno with request.error */
+    struct run run; /* answer, when status is 0 */
+};
+
+#define TRANSFER_IOV_MAX 16
+
+enum transfer_kind {
+    TRANSFER_DIRECT,  /* the file's bytes go to the guest's memory */
+    TRANSFER_BOUNCED, /* by way of an aligned buffer */
+    TRANSFER_INFLATE, /* waits for a compressed cluster */
+};
+
+/* One part of a request that needs I/O. */
+struct transfer {
+    struct list_node node; /* free list, or the waiters of a cluster being inflated */
+    enum transfer_kind kind;
+    struct io io; /* not for TRANSFER_INFLATE */
+    struct request *request;
+    uint64_t at;    /* position of the part in the request's buffer */
+    uint32_t bytes; /* of the part */
+    uint32_t skip;  /* bytes before the part in the bounce buffer or the inflated cluster */
+    void *bounce;
+    struct iovec iov[TRANSFER_IOV_MAX];
+};
+
+struct request {
+    struct list_node node; /* of one of the queue's lists: free, starved, ready, failed */
+    struct scow_queue *queue;
+    enum request_kind kind;
+    bool run_known;  /* lookup.run is the next part to start: the walk was starved */
+    bool this_layer; /* REQUEST_MAP: do not descend */
+    bool first_in_use;
+    uint32_t epoch_bucket;
+    uint32_t pending; /* transfers in flight, plus one while walking */
+    int32_t result;   /* 0, or the first failure */
+    void *user_data;
+    struct guest_buffer buffer;
+    uint64_t off, bytes;
+    uint64_t walked; /* bytes whose transfers were started */
+    struct lookup lookup;
+    char *error;           /* REQUEST_ERROR_BYTES, "" when there is nothing to say */
+    struct transfer first; /* so that a request of one part needs nothing from the pool */
+};
+
+#endif

@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: MIT */
+#include "engine/shard.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "base/rcu.h"
+#include "engine/queue.h"
+#include "format/entry.h"
+
+/* ---- answers ---- */
+
+/* The request's next owner is its queue. Inside the RCU read-side section of the turn, which keeps the queue
+ * there. */
+static void answer(struct shard *s, struct request *r)
+{
+    struct scow_queue *q = r->queue;
+
+    invariant(spsc_push(&q->mail[s->index].to_queue, r));
+    s->notify[q->index] = true;
+    s->notify_any = true;
+}
+
+static void answer_error(struct shard *s, struct request *r, int err, const char *text)
+{
+    r->lookup.status = err;
+    snprintf(r->error, REQUEST_ERROR_BYTES, "%s", text);
+    answer(s, r);
+}
+
+/* From the entries of the published slot: the owner's view needs no validation. */
+static void answer_from_slot(struct shard *s, struct request *r, const struct slot *slot)
+{
+    struct lookup *l = &r->lookup;
+    struct map_fault fault;
+
+    l->status = 0;
+    if (map_slice(l->layer, slot->entries, l->guest_off, l->bytes, &l->run, &fault) != MAP_OK) {
+        l->status = -EIO;
+        map_fault_text(l->layer, &fault, r->error, REQUEST_ERROR_BYTES);
+    }
+    answer(s, r);
+}
+
+static void notify_queues(struct shard *s)
+{
+    const uint32_t end = atomic_load_explicit(&s->image->queues_end, memory_order_acquire);
+
+    if (!s->notify_any)
+        return;
+    s->notify_any = false;
+    for (uint32_t i = 0; i < end; i++) {
+        struct scow_queue *q;
+
+        if (!s->notify[i])
+            continue;
+        s->notify[i] = false;
+        q = atomic_load_explicit(&s->image->queues[i], memory_order_acquire);
+        if (q)
+            loop_notify(&q->loop);
+    }
+}
+
+/* ---- loads ---- */
+
+static struct load *find_load(struct shard *s, const slot_cell *cell)
+{
+    for (uint32_t i = 0; i < s->loads_end; i++)
+        if (s->loads[i].active && s->loads[i].cell == cell)
+            return &s->loads[i];
+    return NULL;
+}
+
+/* Answers at once where there is no table; else starts the read. False when no load is free. */
+static bool start_load(struct shard *s, struct request *r, const struct map_root *root, slot_cell *cell)
+{
+    struct layer *layer = r->lookup.layer;
+    const uint64_t slice_index = map_slice_index(layer, r->lookup.guest_off);
+    const uint64_t l1_index = slice_index / layer->slices_per_table;
+    const uint64_t l1_entry = atomic_load_explicit(&root->l1[l1_index], memory_order_acquire);
+    struct list_node *n;
+    struct load *load;
+    uint64_t off;
+
+    if (!(l1_entry & ENTRY_OFF_MASK)) {
+        const uint64_t rest = map_slice_rest(layer, r->lookup.guest_off);
+
+        r->lookup.status = 0;
+        r->lookup.run = (struct run){.kind = RUN_UNALLOCATED, .bytes = MIN(r->lookup.bytes, rest)};
+        answer(s, r);
+        return true;
+    }
+    if (map_check_l1(layer, l1_index, l1_entry, r->error, REQUEST_ERROR_BYTES) < 0) {
+        r->lookup.status = -EIO;
+        answer(s, r);
+        return true;
+    }
+    n = list_pop(&s->free_loads);
+    if (!n)
+        return false;
+
+    load = container_of(n, struct load, node);
+    off = (l1_entry & ENTRY_OFF_MASK) + (slice_index % layer->slices_per_table) * layer->slice_bytes;
+    load->active = true;
+    load->layer = layer;
+    load->slice_index = slice_index;
+    load->cell = cell;
+    load->waiters = (struct list){0};
+    load->io = (struct io){.kind = IO_READ, .file = layer->file, .buf = load->buffer};
+    load->io.off = round_down(off, layer->file->io_align);
+    load->skip = (uint32_t)(off - load->io.off);
+    load->io.bytes = (uint32_t)round_up(load->skip + layer->slice_bytes, layer->file->io_align);
+    s->loads_end = MAX(s->loads_end, (uint32_t)(load - s->loads) + 1);
+    list_push(&load->waiters, &r->node);
+    backend_prepare(s->loop.backend, &load->io);
+    counter_add(&s->loads_count, 1);
+    return true;
+}
+
+/* A queue found the slice missing. False when the request has to wait for a free load. */
+static bool look_up(struct shard *s, struct request *r)
+{
+    const struct map_root *root = rcu_dereference(r->lookup.layer->root);
+    const uint64_t slice_index = map_slice_index(r->lookup.layer, r->lookup.guest_off);
+    slot_cell *cell = directory_cell(&root->directory, slice_index);
+    struct slot *slot = atomic_load_explicit(cell, memory_order_relaxed);
+    struct load *load;
+
+    if (slot) { /* loaded since the queue looked */
+        answer_from_slot(s, r, slot);
+        return true;
+    }
+    if (unlikely(s->broken)) {
+        answer_error(s, r, s->broken, "metadata I/O has stopped: its backend failed before");
+        return true;
+    }
+    load = find_load(s, cell);
+    if (load) {
+        list_push(&load->waiters, &r->node);
+        counter_add(&s->coalesced, 1);
+        return true;
+    }
+    return start_load(s, r, root, cell);
+}
+
+static void load_failed(struct shard *s, struct load *load, struct list *waiters)
+{
+    char text[REQUEST_ERROR_BYTES];
+    struct list_node *n;
+
+    (void)file_read_failed(load->io.file, load->io.result, load->io.off, load->io.bytes);
+    snprintf(text, sizeof text, "L2 table: %s", error_message());
+    while ((n = list_pop(waiters)))
+        answer_error(s, container_of(n, struct request, node), load->io.result, text);
+}
+
+static void load_done(struct shard *s, struct load *load)
+{
+    struct list waiters = list_take(&load->waiters);
+    struct list_node *n;
+
+    if (unlikely(load->io.result < 0)) {
+        load_failed(s, load, &waiters);
+    } else {
+        const struct slot *slot =
+            slice_cache_insert(&s->cache, load->cell, load->buffer + load->skip, load->layer->slice_bytes);
+
+        /* Every waiter is answered before anything else can evict the slot. */
+        while ((n = list_pop(&waiters)))
+            answer_from_slot(s, container_of(n, struct request, node), slot);
+        atomic_store_explicit(&s->evictions, s->cache.evictions, memory_order_relaxed);
+    }
+    load->active = false;
+    list_push(&s->free_loads, &load->node);
+}
+
+/* ---- the turn ---- */
+
+static bool finish_loads(struct shard *s)
+{
+    struct list done = list_take(&s->done);
+    struct list_node *n;
+    bool any = false;
+
+    while ((n = list_pop(&done))) {
+        load_done(s, container_of(container_of(n, struct io, node), struct load, io));
+        any = true;
+    }
+    while (any && !list_empty(&s->queued) && !list_empty(&s->free_loads)) {
+        n = list_pop(&s->queued);
+        if (!look_up(s, container_of(n, struct request, node)))
+            list_push(&s->queued, n); /* unreachable while a load is free */
+    }
+    return any;
+}
+
+static bool take_mail(struct shard *s)
+{
+    const uint32_t end = atomic_load_explicit(&s->image->queues_end, memory_order_acquire);
+    bool any = false;
+
+    for (uint32_t i = 0; i < end; i++) {
+        struct scow_queue *q = atomic_load_explicit(&s->image->queues[i], memory_order_acquire);
+        struct request *r;
+
+        while (q && (r = spsc_pop(&q->mail[s->index].to_shard))) {
+            if (!look_up(s, r))
+                list_push(&s->queued, &r->node);
+            any = true;
+        }
+    }
+    return any;
+}
+
+/* The backend is gone: what it has will not come back. Its buffers stay untouched until the image is closed.
+ */
+ATTR_COLD static void break_down(struct shard *s, int err)
+{
+    struct list_node *n;
+
+    s->broken = err;
+    for (uint32_t i = 0; i < s->loads_end; i++) {
+        struct list waiters = list_take(&s->loads[i].waiters);
+
+        while (s->loads[i].active && (n = list_pop(&waiters)))
+            answer_error(s, container_of(n, struct request, node), err, error_message());
+    }
+    while ((n = list_pop(&s->queued)))
+        answer_error(s, container_of(n, struct request, node), err, error_message());
+}
+
+static bool shard_turn(struct loop *loop)
+{
+    struct shard *s = container_of(loop, struct shard, loop);
+    bool any;
+    int err;
+
+    err = s->broken ? 0 : loop->backend->ops->turn(loop->backend, &s->done);
+    rcu_enter(); /* no queue, and no map root, that is met below goes away before the end */
+    any = finish_loads(s);
+    any |= take_mail(s);
+    if (unlikely(err < 0))
+        break_down(s, err);
+    notify_queues(s);
+    rcu_leave();
+    return any;
+}
+
+static bool shard_has_mail(struct loop *loop)
+{
+    struct shard *s = container_of(loop, struct shard, loop);
+    const uint32_t end = atomic_load_explicit(&s->image->queues_end, memory_order_acquire);
+    bool any = !list_empty(&s->done);
+
+    rcu_enter();
+    for (uint32_t i = 0; i < end && !any; i++) {
+        struct scow_queue *q = atomic_load_explicit(&s->image->queues[i], memory_order_acquire);
+
+        any = q && !spsc_empty(&q->mail[s->index].to_shard);
+    }
+    rcu_leave();
+    return any;
+}
+
+static void shard_sleep(struct loop *loop)
+{
+    struct shard *s = container_of(loop, struct shard, loop);
+
+    /* An error shows again at the next turn. */
+    (void)loop->backend->ops->wait(loop->backend, &s->done, WAIT_FOREVER);
+}
+
+static const struct loop_ops shard_loop_ops = {
+    .turn = shard_turn, .has_mail = shard_has_mail, .sleep = shard_sleep};
+
+/* ---- creation ---- */
+
+static int create_loads(struct shard *s)
+{
+    uint32_t align = 1;
+
+    for (uint32_t i = 0; i < s->image->file_count; i++)
+        align = MAX(align, s->image->files[i]->io_align);
+
+    const size_t each = round_up(s->image->slice_bytes + 2ull * align, 4096);
+
+    s->loads = calloc(SHARD_LOADS, sizeof *s->loads);
+    s->load_memory_bytes = each * SHARD_LOADS;
+    s->load_memory = mmap(NULL, s->load_memory_bytes, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (s->load_memory == MAP_FAILED)
+        s->load_memory = NULL;
+    if (!s->loads || !s->load_memory)
+        return error_set(-ENOMEM, "out of memory");
+    for (uint32_t i = 0; i < SHARD_LOADS; i++) {
+        s->loads[i].buffer = s->load_memory + i * each;
+        list_push(&s->free_loads, &s->loads[i].node);
+    }
+    return 0;
+}
+
+int shard_init(struct shard *s, struct scow_image *image, uint32_t index)
+{
+    const struct backend_config config = {
+        .ios_max = SHARD_LOADS, .files = image->files, .file_count = image->file_count};
+    int r;
+
+    memset(s, 0, sizeof *s);
+    s->loop.ops = &shard_loop_ops;
+    s->image = image;
+    s->index = index;
+    snprintf(s->thread_name, sizeof s->thread_name, "scow-shard-%" PRIu32, index);
+    s->loop.thread_name = s->thread_name;
+    s->notify = calloc(image->options.queues_max + 1, sizeof *s->notify);
+    if (!s->notify)
+        return error_set(-ENOMEM, "out of memory");
+    r = slice_cache_create(&s->cache, image->slots_per_shard, image->slice_bytes);
+    if (r == 0)
+        r = create_loads(s);
+    if (r == 0)
+        r = image->env->ops->backend_create(image->env, image->metadata_backend, &config, &s->loop.backend);
+    return r;
+}
+
+void shard_destroy(struct shard *s)
+{
+    backend_destroy(s->loop.backend);
+    slice_cache_destroy(&s->cache);
+    if (s->load_memory)
+        munmap(s->load_memory, s->load_memory_bytes);
+    free(s->loads);
+    free(s->notify);
+}

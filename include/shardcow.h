@@ -1,0 +1,557 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * shardcow: an engine for qcow2 disk images that many threads use at once.
+ *
+ * Shape
+ *   An image is opened once (scow_open). Every thread that does I/O creates a queue of its own
+ *   (scow_queue_create), submits requests on it and polls it for completions. Queues share no lock: a
+ *   request whose mapping is cached runs start to finish on the thread that submitted it.
+ *
+ * Ordering
+ *   There is none between requests in flight, on one queue or on several: a request is ordered after
+ *   another only if it was submitted after the other's completion had been returned by
+ *   scow_queue_poll(). A flush covers every write whose completion was returned, on any queue, before the
+ *   flush was submitted; it says nothing about writes still in flight.
+ *
+ * Errors
+ *   Functions that can fail return 0 (or a count) on success and a negative errno value on failure, and
+ *   leave a message that names what and where in scow_error(), which is per thread. Outputs named ret_
+ *   are written on success only. The library never prints, never logs and never exits.
+ *
+ * Option structures
+ *   Begin with a size field, are initialised with their _INIT macro and only ever grow at the end, so a
+ *   program built against an older header keeps working. Reserved fields must be zero; unknown flags,
+ *   and nonzero bytes beyond the size that the library knows, are refused with -EINVAL.
+ *
+ * Strings that point into an image handle live as long as the handle.
+ *
+ * "qcow2 spec" below means docs/interop/qcow2.txt in QEMU's source tree.
+ */
+#ifndef SHARDCOW_H
+#define SHARDCOW_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SCOW_VERSION_MAJOR 0
+#define SCOW_VERSION_MINOR 1
+#define SCOW_VERSION_PATCH 0
+
+#if defined(__GNUC__)
+#define SCOW_PUBLIC __attribute__((visibility("default")))
+#else
+#define SCOW_PUBLIC
+#endif
+
+/* "0.1.0": the version of the library that runs, which may be newer than this header. */
+SCOW_PUBLIC const char *scow_version(void);
+
+/*
+ * The message of the last call on this thread that failed, in English, without a trailing newline or full
+ * stop; "" if none failed yet. Valid until the next failing call on the same thread.
+ */
+SCOW_PUBLIC const char *scow_error(void);
+
+/* ------------------------------------------------------------------------------------------------ */
+/* Opening                                                                                            */
+/* ------------------------------------------------------------------------------------------------ */
+
+struct scow_image;
+struct scow_queue;
+
+/* Formats are always named, never guessed from content: a guest could otherwise turn its raw disk into a
+ * qcow2 image that names any file of the host as its backing file. */
+enum scow_format {
+    SCOW_FORMAT_NONE = 0, /* not known; only as a value that a callback is given */
+    SCOW_FORMAT_QCOW2 = 1,
+    SCOW_FORMAT_RAW = 2,
+};
+
+enum scow_backend {
+    SCOW_BACKEND_AUTO = 0, /* io_uring; the thread pool where io_uring_setup is refused */
+    SCOW_BACKEND_IO_URING = 1,
+    SCOW_BACKEND_THREADS = 2, /* preadv on a pool of threads */
+    /* For benchmarks only: data reads complete at once and leave the buffer as it was; metadata is read
+     * for real. */
+    SCOW_BACKEND_NULL = 3,
+};
+
+enum scow_io_mode {
+    SCOW_IO_AUTO = 0, /* direct where the filesystem allows it, else buffered */
+    SCOW_IO_DIRECT = 1,
+    SCOW_IO_BUFFERED = 2,
+};
+
+/* Open for writing. This version reads only: scow_open() answers -EROFS. */
+#define SCOW_OPEN_WRITE (1u << 0)
+/* Take no image locks. Without it scow_open() takes the byte-range locks that QEMU takes for a reader
+ * (QEMU block/file-posix.c: open-file-description locks on bytes 100 and above), so that neither side
+ * opens for writing what the other has open, and answers -EAGAIN when a writer has the image. */
+#define SCOW_OPEN_NO_LOCK (1u << 1)
+/* Metadata only: opens neither backing nor data file, allows encrypted images, and refuses queues and
+ * reads with -EPERM. For info, check and dump. */
+#define SCOW_OPEN_NO_IO (1u << 2)
+/* Open backing files buffered whatever io_mode says, so that overlays share them in the page cache. */
+#define SCOW_OPEN_BACKING_BUFFERED (1u << 3)
+
+enum scow_child_role {
+    SCOW_CHILD_BACKING = 1,
+    SCOW_CHILD_DATA_FILE = 2,
+};
+
+/*
+ * What open_child is asked. The library fills the first part; the callback may fill the second and
+ * returns 0 to allow the file or a negative errno to refuse it.
+ */
+struct scow_child {
+    size_t size;
+    enum scow_child_role role;
+    uint32_t depth;          /* 1 for the children of the opened image, 2 for their children, … */
+    const char *name;        /* as the image has it: opaque bytes, no protocol, no JSON syntax */
+    const char *path;        /* name, resolved against the folder of the image that names it */
+    const char *parent_path; /* path of the image that names it; NULL if it was opened from a fd */
+
+    int fd;                  /* out: a descriptor to use instead of opening path; the library owns it. -1 */
+    enum scow_format format; /* in: what the image says, or SCOW_FORMAT_NONE; out: what to open it as */
+};
+
+typedef int scow_open_child_fn(void *ctx, struct scow_child *child);
+
+/* An open_child that allows every file; ctx is not used. For images that you trust. A backing file
+ * whose format the image does not name is refused all the same. */
+SCOW_PUBLIC int scow_open_child_any(void *ctx, struct scow_child *child);
+
+struct scow_open_options {
+    size_t size;
+    uint32_t flags;          /* SCOW_OPEN_* */
+    enum scow_format format; /* of the image itself; _INIT says qcow2 */
+    enum scow_backend backend;
+    enum scow_io_mode io_mode;
+    uint32_t shards;          /* metadata threads, 1 to 256; 0: one per online CPU, at most 16 */
+    uint32_t queues_max;      /* queues that may exist at once, 1 to 1024; 0: 64 */
+    uint64_t cache_bytes;     /* bound of the metadata cache of the whole chain, all shards together;
+                                 0: 32 MiB or what the chain needs, whichever is less. At least one slice
+                                 per shard is kept whatever this says. */
+    uint32_t slice_bytes;     /* L2 slice: power of two, 512 to 64 KiB; 0: 4 KiB. Capped by the cluster. */
+    uint32_t chain_depth_max; /* backing files below the image, at most 256; 0: 64 */
+    scow_open_child_fn *open_child; /* NULL: no file that an image names is opened */
+    void *open_child_ctx;
+    uint64_t reserved[4];
+};
+
+#define SCOW_OPEN_OPTIONS_INIT                                                                               \
+    {                                                                                                        \
+        .size = sizeof(struct scow_open_options), .format = SCOW_FORMAT_QCOW2                                \
+    }
+
+/*
+ * Open an image by path, read-only. options may be NULL for the defaults.
+ *
+ * Nothing is probed and nothing is changed, not even the dirty bit. Images with the dirty or the corrupt
+ * bit are opened; scow_get_info() tells. Worker threads start with the first queue.
+ *
+ * Errors: -EINVAL bad options, or a file that is no valid image; -ENOTSUP a valid image with a feature that
+ * is not supported (named in the message), encryption among them; -EPERM a child file that open_child
+ * refused; -EAGAIN another process holds a lock; -ELOOP a chain that contains itself or is too deep; or what
+ * open(2) says.
+ */
+SCOW_PUBLIC int scow_open(const char *path, const struct scow_open_options *options,
+                          struct scow_image **ret_image);
+
+/* The same for an open descriptor, which the library duplicates and reopens through /proc for direct I/O
+ * where it can. name_path is used to resolve relative child names and in messages; it may be NULL. */
+SCOW_PUBLIC int scow_open_fd(int fd, const char *name_path, const struct scow_open_options *options,
+                             struct scow_image **ret_image);
+
+/* Close; NULL is allowed. All queues must have been destroyed. */
+SCOW_PUBLIC void scow_close(struct scow_image *image);
+
+/*
+ * The path of a file that image_path names as name: name itself if it is absolute, else name in image_path's
+ * folder, as QEMU resolves it. Writes at most buf_bytes bytes with the terminator; -ENAMETOOLONG beyond.
+ */
+SCOW_PUBLIC int scow_resolve_name(const char *image_path, const char *name, char *buf, size_t buf_bytes);
+
+/* ------------------------------------------------------------------------------------------------ */
+/* Facts about an image                                                                               */
+/* ------------------------------------------------------------------------------------------------ */
+
+/* Virtual disk size in bytes. */
+SCOW_PUBLIC uint64_t scow_size(const struct scow_image *image);
+
+/* Feature bits (qcow2 spec, "Header"). */
+#define SCOW_INCOMPAT_DIRTY (1ull << 0)
+#define SCOW_INCOMPAT_CORRUPT (1ull << 1)
+#define SCOW_INCOMPAT_DATA_FILE (1ull << 2)
+#define SCOW_INCOMPAT_COMPRESSION (1ull << 3)
+#define SCOW_INCOMPAT_EXTENDED_L2 (1ull << 4)
+#define SCOW_COMPAT_LAZY_REFCOUNTS (1ull << 0)
+#define SCOW_AUTOCLEAR_BITMAPS (1ull << 0)
+#define SCOW_AUTOCLEAR_DATA_FILE_RAW (1ull << 1)
+
+enum scow_compression {
+    SCOW_COMPRESSION_ZLIB = 0, /* raw deflate, 4 KiB window */
+    SCOW_COMPRESSION_ZSTD = 1,
+};
+
+/*
+ * For a raw image only size, format, virtual_size, file_bytes, allocated_bytes and the I/O part are set.
+ * Header fields are as on disk; strings are NULL when the image has none.
+ */
+struct scow_info {
+    size_t size;
+    enum scow_format format;
+    uint64_t virtual_size;
+    uint64_t file_bytes;      /* st_size of the image file (of a block device: its size) */
+    uint64_t allocated_bytes; /* st_blocks × 512 */
+
+    uint32_t version;      /* 2 or 3 */
+    uint32_t header_bytes; /* 72 in version 2 */
+    uint32_t cluster_bytes;
+    uint32_t subcluster_bytes; /* cluster_bytes / 32 with extended L2, else cluster_bytes */
+    uint32_t refcount_bits;
+    uint32_t crypt_method; /* 0 none, 1 AES, 2 LUKS */
+    enum scow_compression compression;
+    uint64_t incompatible, compatible, autoclear; /* 0 in version 2 */
+
+    uint64_t l1_off;
+    uint32_t l1_count; /* entries */
+    uint64_t reftable_off;
+    uint32_t reftable_clusters;
+    uint64_t snapshots_off;
+    uint32_t snapshot_count;
+    uint32_t bitmap_count; /* 0 unless the bitmaps autoclear bit is set */
+    uint64_t bitmap_directory_off;
+    uint64_t bitmap_directory_bytes;
+    uint32_t extension_count;
+    uint32_t feature_name_count;
+
+    const char *backing_name;   /* as in the image */
+    const char *backing_format; /* as in the image: "qcow2", "raw", … */
+    const char *data_file_name;
+
+    /* How this handle does I/O. */
+    int direct;              /* 1: the file is open with O_DIRECT */
+    uint32_t io_align;       /* alignment of file offsets and lengths, bytes; 1 when buffered */
+    uint32_t mem_align;      /* buffers aligned to this are used without a copy */
+    const char *backend;     /* "io_uring", "threads" or "null" */
+    const char *backend_why; /* why auto did not choose io_uring, or NULL */
+    uint32_t shards;
+    uint32_t slice_bytes;
+    uint32_t cache_slices; /* the cache's bound, all shards together */
+    uint32_t chain_depth;  /* backing files open below this image */
+};
+
+#define SCOW_INFO_INIT                                                                                       \
+    {                                                                                                        \
+        .size = sizeof(struct scow_info)                                                                     \
+    }
+
+SCOW_PUBLIC int scow_get_info(const struct scow_image *image, struct scow_info *info);
+
+/* A header extension as it is on disk (qcow2 spec, "Header extensions"). data points to data_bytes bytes. */
+struct scow_extension {
+    size_t size;
+    uint32_t type;
+    uint32_t data_bytes;
+    uint64_t off; /* of the extension's own 8-byte head in the file */
+    const void *data;
+};
+
+/* One entry of the feature name table. */
+struct scow_feature_name {
+    size_t size;
+    uint8_t type; /* 0 incompatible, 1 compatible, 2 autoclear */
+    uint8_t bit;
+    char name[47]; /* terminated */
+};
+
+struct scow_snapshot {
+    size_t size;
+    const char *id;
+    const char *name;
+    uint64_t l1_off;
+    uint32_t l1_count;
+    uint32_t date_s, date_ns;
+    uint64_t vm_clock_ns;
+    uint64_t vm_state_bytes;
+    uint64_t disk_bytes; /* virtual size at that time */
+    uint64_t icount;     /* UINT64_MAX when not recorded */
+    uint32_t extra_bytes;
+};
+
+#define SCOW_BITMAP_IN_USE (1u << 0)
+#define SCOW_BITMAP_AUTO (1u << 1)
+#define SCOW_BITMAP_EXTRA_DATA_COMPATIBLE (1u << 2)
+
+struct scow_bitmap {
+    size_t size;
+    const char *name;
+    uint64_t table_off;
+    uint32_t table_count; /* entries */
+    uint32_t flags;       /* SCOW_BITMAP_* */
+    uint8_t type;         /* 1: dirty tracking */
+    uint8_t granularity_bits;
+    uint32_t extra_bytes;
+};
+
+/* Each fills *ret with number index (from 0); -ERANGE past the last. Set ret->size first. */
+SCOW_PUBLIC int scow_get_extension(const struct scow_image *image, uint32_t index,
+                                   struct scow_extension *ret);
+SCOW_PUBLIC int scow_get_feature_name(const struct scow_image *image, uint32_t index,
+                                      struct scow_feature_name *ret);
+SCOW_PUBLIC int scow_get_snapshot(const struct scow_image *image, uint32_t index, struct scow_snapshot *ret);
+SCOW_PUBLIC int scow_get_bitmap(const struct scow_image *image, uint32_t index, struct scow_bitmap *ret);
+
+/* Tables that scow_read_table() reads. */
+enum scow_table {
+    SCOW_TABLE_L1 = 1,        /* table: 0 the active one, n the n-th snapshot's (from 1) */
+    SCOW_TABLE_L2 = 2,        /* table: offset of an L2 table in the file; with extended L2 every entry gives
+                                 two values, the entry and its subcluster bitmap */
+    SCOW_TABLE_REFTABLE = 3,  /* table: 0 */
+    SCOW_TABLE_REFCOUNTS = 4, /* table: offset of a refcount block in the file; values are counts */
+    SCOW_TABLE_BITMAP = 5,    /* table: the bitmap's index */
+};
+
+/*
+ * Read count values from entry first of a table straight from the file, in host byte order, unvalidated.
+ * Answers -ERANGE when the range passes the table's end.
+ */
+SCOW_PUBLIC int scow_read_table(struct scow_image *image, enum scow_table which, uint64_t table,
+                                uint64_t first, uint32_t count, uint64_t *ret_values);
+
+/* ------------------------------------------------------------------------------------------------ */
+/* Queues                                                                                             */
+/* ------------------------------------------------------------------------------------------------ */
+
+struct scow_queue_options {
+    size_t size;
+    uint32_t flags; /* none yet: 0 */
+    uint32_t depth; /* requests in flight, 1 to 4096; 0: 256 */
+    uint64_t reserved[4];
+};
+
+#define SCOW_QUEUE_OPTIONS_INIT                                                                              \
+    {                                                                                                        \
+        .size = sizeof(struct scow_queue_options)                                                            \
+    }
+
+/*
+ * Create a queue. A queue belongs to the first thread that submits to it or polls it, and only that thread
+ * may use it; it may be created and destroyed by another. Queues of one image may be used at the same
+ * time without any locking. options may be NULL.
+ *
+ * Errors: -EPERM with SCOW_OPEN_NO_IO; -EMFILE when queues_max exist; -ENOMEM; what the backend says.
+ */
+SCOW_PUBLIC int scow_queue_create(struct scow_image *image, const struct scow_queue_options *options,
+                                  struct scow_queue **ret_queue);
+
+/* Waits for requests in flight, drops their completions and destroys the queue. NULL is allowed. */
+SCOW_PUBLIC void scow_queue_destroy(struct scow_queue *queue);
+
+/*
+ * Submitters. Offsets and lengths are multiples of 512 within the virtual size, except that a request may
+ * end at the end of the image whatever that is. Buffers (and iovec arrays) must stay valid until the
+ * completion was returned. Any buffer address works; addresses aligned to scow_info.mem_align are not copied.
+ *
+ * Each returns 0 when the request was accepted: its result is then a completion, now or later. Otherwise
+ * nothing was done: -EAGAIN when depth requests are in flight (poll, then try again), -EINVAL for a bad range
+ * or flag (scow_error() says which). Write-side calls on an image that is open read-only return -EROFS.
+ *
+ * A request may start at once or at the next scow_queue_poll(): always poll after submitting.
+ */
+SCOW_PUBLIC int scow_queue_read(struct scow_queue *queue, uint64_t off, void *buf, size_t bytes,
+                                void *user_data, uint32_t flags);
+SCOW_PUBLIC int scow_queue_readv(struct scow_queue *queue, uint64_t off, const struct iovec *iov,
+                                 int iov_count, void *user_data, uint32_t flags);
+SCOW_PUBLIC int scow_queue_write(struct scow_queue *queue, uint64_t off, const void *buf, size_t bytes,
+                                 void *user_data, uint32_t flags);
+SCOW_PUBLIC int scow_queue_writev(struct scow_queue *queue, uint64_t off, const struct iovec *iov,
+                                  int iov_count, void *user_data, uint32_t flags);
+/* On an image that is open read-only a flush completes with 0: there is nothing to make durable. */
+SCOW_PUBLIC int scow_queue_flush(struct scow_queue *queue, void *user_data, uint32_t flags);
+SCOW_PUBLIC int scow_queue_discard(struct scow_queue *queue, uint64_t off, uint64_t bytes, void *user_data,
+                                   uint32_t flags);
+SCOW_PUBLIC int scow_queue_write_zeroes(struct scow_queue *queue, uint64_t off, uint64_t bytes,
+                                        void *user_data, uint32_t flags);
+
+struct scow_completion {
+    void *user_data;
+    int ret; /* 0 or a negative errno */
+    int reserved;
+    const char
+        *error; /* what failed and where, when ret < 0; valid until the next poll of this queue. Else NULL */
+};
+
+#define SCOW_WAIT_FOREVER (-1)
+
+/*
+ * Submit what is pending, move requests on and return completions, at most max of them. Waits until min are
+ * there, timeout_ns has passed (0: do not wait, SCOW_WAIT_FOREVER) or nothing is in flight any more,
+ * whichever comes first; with min 0 it never waits. Returns the number of completions, or a negative errno:
+ * -EINVAL, or a failure of the backend itself.
+ */
+SCOW_PUBLIC int scow_queue_poll(struct scow_queue *queue, struct scow_completion *completions, int min,
+                                int max, int64_t timeout_ns);
+
+/* Requests accepted whose completion was not yet returned. */
+SCOW_PUBLIC uint32_t scow_queue_in_flight(const struct scow_queue *queue);
+
+/*
+ * An eventfd that becomes readable when scow_queue_poll() may have something to return, for use in an event
+ * loop. It is not signalled until enabled. The queue owns it.
+ *
+ * Race-free use:  enable it;
+ *   loop:  submit; poll with min 0 until it returns 0; sleep on the descriptor; read its 8 bytes; repeat.
+ * Completions that arrive after the poll that returned 0 make it readable, so none is missed; a spurious
+ * wake-up is possible.
+ */
+SCOW_PUBLIC int scow_queue_completion_fd(const struct scow_queue *queue);
+SCOW_PUBLIC int scow_queue_enable_completion_fd(struct scow_queue *queue, int enable);
+
+/*
+ * Blocking helpers for programs that need no speed: any offset and length within the image, any thread, no
+ * queue. They serialise on a lock of their own. 0 or a negative errno.
+ */
+SCOW_PUBLIC int scow_pread(struct scow_image *image, void *buf, size_t bytes, uint64_t off);
+SCOW_PUBLIC int scow_pwrite(struct scow_image *image, const void *buf, size_t bytes, uint64_t off);
+
+/* Counts since the queue (or, for the sum, the image) came to be. */
+struct scow_counters {
+    size_t size;
+    uint64_t requests; /* completed */
+    uint64_t bytes;
+    uint64_t hits;         /* mappings found in the cache, all layers */
+    uint64_t misses;       /* mappings asked of a shard */
+    uint64_t zeros;        /* parts that needed no I/O: holes and zero clusters */
+    uint64_t backing;      /* parts read from a backing file */
+    uint64_t inflates;     /* compressed clusters inflated */
+    uint64_t inflate_hits; /* parts served from a cluster that was already inflated */
+    uint64_t bounces;      /* parts that went through an aligned buffer */
+    uint64_t ios;          /* I/Os submitted for data */
+    uint64_t starved;      /* times a request waited for an I/O descriptor or buffer */
+    /* of the image's shards; 0 for a queue */
+    uint64_t slice_loads;
+    uint64_t slice_coalesced; /* misses that joined a load in flight */
+    uint64_t slice_evictions;
+};
+
+#define SCOW_COUNTERS_INIT                                                                                   \
+    {                                                                                                        \
+        .size = sizeof(struct scow_counters)                                                                 \
+    }
+
+/* Of one queue (from any thread), and of an image: all its queues, past ones too, and its shards. */
+SCOW_PUBLIC int scow_queue_counters(const struct scow_queue *queue, struct scow_counters *ret);
+SCOW_PUBLIC int scow_counters(const struct scow_image *image, struct scow_counters *ret);
+
+/* ------------------------------------------------------------------------------------------------ */
+/* Where data is                                                                                      */
+/* ------------------------------------------------------------------------------------------------ */
+
+#define SCOW_EXTENT_PRESENT (1u << 0) /* some layer of the chain has an entry for it */
+#define SCOW_EXTENT_ZERO (1u << 1)    /* reads as zeros */
+#define SCOW_EXTENT_DATA (1u << 2)    /* has data of its own (a preallocated zero cluster has none) */
+#define SCOW_EXTENT_COMPRESSED (1u << 3)
+#define SCOW_EXTENT_HOST_OFF (1u << 4) /* host_off is valid */
+
+struct scow_extent {
+    size_t size;
+    uint64_t off;
+    uint64_t bytes;
+    uint32_t flags;        /* SCOW_EXTENT_* */
+    uint32_t depth;        /* layer that decides: 0 the image, 1 its backing file, … */
+    uint64_t host_off;     /* of the first byte in host_path */
+    const char *host_path; /* file that holds the data: the layer's own or its data file; NULL if unknown */
+};
+
+/* Resolve in this image only: what is not present here ends with PRESENT unset, depth 0. */
+#define SCOW_EXTENT_THIS_LAYER (1u << 0)
+
+/*
+ * The extent that begins at off: the longest run, up to bytes, whose parts are alike and contiguous.
+ * Blocking, any thread; serialises like scow_pread(). A raw layer is asked for its holes.
+ */
+SCOW_PUBLIC int scow_get_extent(struct scow_image *image, uint64_t off, uint64_t bytes, uint32_t flags,
+                                struct scow_extent *ret);
+
+/* ------------------------------------------------------------------------------------------------ */
+/* Checking                                                                                           */
+/* ------------------------------------------------------------------------------------------------ */
+
+enum scow_problem_kind {
+    SCOW_PROBLEM_CORRUPTION = 1,
+    SCOW_PROBLEM_LEAK = 2,
+    SCOW_PROBLEM_ERROR = 3, /* a structure could not be read */
+};
+
+/* Called by scow_check() for each problem, from one thread at a time. text is valid during the call. */
+typedef void scow_problem_fn(void *ctx, enum scow_problem_kind kind, const char *text);
+/* Called now and then with progress; done and total in the same arbitrary unit. Nonzero: stop with
+ * -ECANCELED. */
+typedef int scow_progress_fn(void *ctx, uint64_t done, uint64_t total);
+
+struct scow_check_options {
+    size_t size;
+    uint32_t flags;        /* none yet: 0 */
+    uint32_t threads;      /* 0: one per online CPU, at most 16 */
+    uint64_t memory_bytes; /* bound of the working memory; 0: 1 GiB. Beyond it the check makes more passes. */
+    scow_problem_fn *problem;
+    scow_progress_fn *progress;
+    void *ctx;
+    uint64_t reserved[4];
+};
+
+#define SCOW_CHECK_OPTIONS_INIT                                                                              \
+    {                                                                                                        \
+        .size = sizeof(struct scow_check_options)                                                            \
+    }
+
+/* Counts as qemu-img check has them, then more about the active disk state. */
+struct scow_check_result {
+    size_t size;
+    uint64_t corruptions;
+    uint64_t leaks;
+    uint64_t check_errors;
+    uint64_t image_end_off;      /* end of the last cluster in use */
+    uint64_t total_clusters;     /* guest clusters */
+    uint64_t allocated_clusters; /* with data of their own, compressed ones included */
+    uint64_t compressed_clusters;
+    uint64_t fragmented_clusters; /* that do not follow their predecessor on the host */
+    uint32_t passes;              /* made to stay within memory_bytes */
+
+    uint64_t standard_clusters;
+    uint64_t zero_clusters;           /* zero flag, without a host cluster */
+    uint64_t zero_allocated_clusters; /* zero flag, with a host cluster */
+    uint64_t unallocated_clusters;
+    uint64_t compressed_bytes;      /* sum of the descriptors' sectors */
+    uint64_t l2_tables;             /* of the active L1 */
+    uint64_t metadata_bytes;        /* header, tables and blocks, snapshots' included */
+    uint64_t shared_clusters;       /* data clusters with a refcount above 1 */
+    uint64_t host_clusters;         /* host clusters with a refcount above 0 */
+    uint64_t subclusters_allocated; /* extended L2 */
+    uint64_t subclusters_zero;
+};
+
+#define SCOW_CHECK_RESULT_INIT                                                                               \
+    {                                                                                                        \
+        .size = sizeof(struct scow_check_result)                                                             \
+    }
+
+/*
+ * Check an image's references against its refcounts, in parallel, without changing it. Nobody may be writing
+ * to it. 0 when the check ran to its end, whatever it found; -ENOTSUP for a raw image.
+ */
+SCOW_PUBLIC int scow_check(struct scow_image *image, const struct scow_check_options *options,
+                           struct scow_check_result *ret);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What a loop does its I/O with. Each loop has a backend of its own; only wake() may be called from other
+ * threads.
+ *
+ *   ring     io_uring
+ *   pool     preadv on threads that the backends of an image share
+ *   null     completes at once and moves nothing: for benchmarks
+ *   tests/sim has its own
+ */
+#ifndef IO_BACKEND_H
+#define IO_BACKEND_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/list.h"
+#include "io/io.h"
+
+enum backend_kind {
+    BACKEND_RING,
+    BACKEND_POOL,
+    BACKEND_NULL,
+};
+
+#define WAIT_FOREVER (-1)
+
+struct backend;
+
+struct backend_ops {
+    const char *name;
+    /* Take an I/O. Cannot fail: there is room for as many as the backend was created for. */
+    void (*prepare)(struct backend *b, struct io *io);
+    /* Submit what was prepared and append what is complete to done, without blocking. 0, or a negative errno
+     * when the backend itself is broken. */
+    int (*turn)(struct backend *b, struct list *done);
+    /* The same, but when nothing is complete yet wait for a completion, wake() or timeout_ns. May return
+     * early. */
+    int (*wait)(struct backend *b, struct list *done, int64_t timeout_ns);
+    /* Make the present or the next wait() return, and the completion descriptor readable if it is enabled.
+     * Any thread. */
+    void (*wake)(struct backend *b);
+    /* Readable when there may be completions; only signalled while enabled. */
+    int (*event_fd)(const struct backend *b);
+    int (*event_enable)(struct backend *b, bool enable);
+    /* No I/O is in flight. */
+    void (*destroy)(struct backend *b);
+};
+
+struct backend {
+    const struct backend_ops *ops;
+};
+
+struct backend_config {
+    uint32_t ios_max;          /* in flight at once */
+    struct file *const *files; /* that it will be used with, by file.index */
+    uint32_t file_count;
+    bool many_threads; /* used by several threads, one after another, rather than by one thread only */
+};
+
+static inline void backend_prepare(struct backend *b, struct io *io)
+{
+    io->done = 0;
+    b->ops->prepare(b, io);
+}
+
+static inline void backend_destroy(struct backend *b)
+{
+    if (b)
+        b->ops->destroy(b);
+}
+
+int ring_backend_create(const struct backend_config *config, struct backend **ret);
+/* Whether this process may use io_uring: 0 or a negative errno. */
+int ring_backend_probe(void);
+
+struct pool;
+/* Threads for the pool backends of one image; they start as they are needed, at most threads_max. */
+int pool_create(uint32_t threads_max, struct pool **ret);
+/* All its backends are gone. NULL is allowed. */
+void pool_destroy(struct pool *pool);
+int pool_backend_create(struct pool *pool, const struct backend_config *config, struct backend **ret);
+
+int null_backend_create(struct backend **ret);
+
+#endif

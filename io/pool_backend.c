@@ -1,0 +1,330 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * preadv on threads, for where io_uring is forbidden. One pool serves the backends of an image: a FIFO of
+ * I/Os under one lock, which the system calls themselves dwarf.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/attributes.h"
+#include "base/error.h"
+#include "io/backend.h"
+
+#define POOL_THREADS_MAX 64u
+
+struct pool {
+    pthread_mutex_t lock;
+    pthread_cond_t work; /* the FIFO is not empty, or stop */
+    struct list fifo;    /* of io.node, under lock */
+    uint32_t idle;       /* threads that wait, under lock */
+    uint32_t queued;     /* length of the FIFO, under lock */
+    uint32_t thread_count;
+    uint32_t threads_max;
+    bool stop;
+    pthread_t threads[POOL_THREADS_MAX];
+};
+
+struct pool_backend {
+    struct backend base;
+    struct pool *pool;
+    struct list prepared; /* the owner's, until its next turn */
+    pthread_mutex_t lock;
+    struct list done;   /* of io.node, under lock */
+    bool waiting;       /* the owner sleeps on event_fd, under lock */
+    bool woken;         /* wake() since the last wait, under lock */
+    bool event_enabled; /* under lock */
+    int event_fd;
+};
+
+static struct pool_backend *backend_of(struct backend *b)
+{
+    return container_of(b, struct pool_backend, base);
+}
+
+static void signal_fd(int fd)
+{
+    const uint64_t one = 1;
+
+    (void)!write(fd, &one, sizeof one);
+}
+
+static void run_io(struct io *io)
+{
+    for (;;) {
+        ssize_t n;
+
+        if (io->done == 0 && io->iov_count) {
+            n = preadv(io->file->fd, io->iov, io->iov_count, (off_t)io->off);
+        } else {
+            const struct iovec rest = io_rest(io);
+
+            n = pread(io->file->fd, rest.iov_base, rest.iov_len, (off_t)(io->off + io->done));
+        }
+        if (io_advance(io, n < 0 ? -errno : n))
+            return;
+    }
+}
+
+static void finish_io(struct pool_backend *p, struct io *io)
+{
+    bool notify;
+
+    pthread_mutex_lock(&p->lock);
+    list_push(&p->done, &io->node);
+    notify = p->waiting || p->event_enabled;
+    p->waiting = false;
+    /* Inside the lock: once it is released the owner may take the completion and destroy the backend. */
+    if (notify)
+        signal_fd(p->event_fd);
+    pthread_mutex_unlock(&p->lock);
+}
+
+static void *pool_thread(void *arg)
+{
+    struct pool *pool = arg;
+
+    pthread_mutex_lock(&pool->lock);
+    while (!pool->stop) {
+        struct list_node *n = list_pop(&pool->fifo);
+
+        if (!n) {
+            pool->idle++;
+            pthread_cond_wait(&pool->work, &pool->lock);
+            pool->idle--;
+            continue;
+        }
+        pool->queued--;
+        pthread_mutex_unlock(&pool->lock);
+
+        struct io *io = container_of(n, struct io, node);
+        struct pool_backend *owner = io->owner;
+
+        run_io(io);
+        finish_io(owner, io);
+        pthread_mutex_lock(&pool->lock);
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return NULL;
+}
+
+/* Under pool->lock. A thread that cannot be started is no error while another runs. */
+static int add_threads(struct pool *pool)
+{
+    sigset_t all, old;
+    int err = 0;
+
+    /* Signals are the embedder's business. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    while (pool->idle < pool->queued && pool->thread_count < pool->threads_max && !err) {
+        err = pthread_create(&pool->threads[pool->thread_count], NULL, pool_thread, pool);
+        if (err)
+            break;
+        pool->thread_count++;
+        if (pool->thread_count >= pool->queued)
+            break;
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return pool->thread_count ? 0 : -err;
+}
+
+int pool_create(uint32_t threads_max, struct pool **ret)
+{
+    struct pool *pool = calloc(1, sizeof *pool);
+
+    if (!pool)
+        return error_set(-ENOMEM, "out of memory");
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->work, NULL);
+    pool->threads_max = MAX(1u, MIN(threads_max, POOL_THREADS_MAX));
+    *ret = pool;
+    return 0;
+}
+
+void pool_destroy(struct pool *pool)
+{
+    if (!pool)
+        return;
+    pthread_mutex_lock(&pool->lock);
+    pool->stop = true;
+    pthread_cond_broadcast(&pool->work);
+    pthread_mutex_unlock(&pool->lock);
+    for (uint32_t i = 0; i < pool->thread_count; i++)
+        pthread_join(pool->threads[i], NULL);
+    pthread_cond_destroy(&pool->work);
+    pthread_mutex_destroy(&pool->lock);
+    free(pool);
+}
+
+static void pool_prepare(struct backend *b, struct io *io)
+{
+    struct pool_backend *p = backend_of(b);
+
+    io->owner = p;
+    list_push(&p->prepared, &io->node);
+}
+
+static int hand_over(struct pool_backend *p)
+{
+    struct pool *pool = p->pool;
+    struct list_node *n;
+    uint32_t added = 0;
+    int ret = 0;
+
+    if (list_empty(&p->prepared))
+        return 0;
+    pthread_mutex_lock(&pool->lock);
+    while ((n = list_pop(&p->prepared))) {
+        list_push(&pool->fifo, n);
+        added++;
+    }
+    pool->queued += added;
+    if (pool->idle < pool->queued && pool->thread_count < pool->threads_max)
+        ret = add_threads(pool);
+    if (added == 1)
+        pthread_cond_signal(&pool->work);
+    else
+        pthread_cond_broadcast(&pool->work);
+    pthread_mutex_unlock(&pool->lock);
+    return ret < 0 ? error_set(ret, "thread pool: cannot start a thread: %s", strerror(-ret)) : 0;
+}
+
+static bool take_done(struct pool_backend *p, struct list *done)
+{
+    struct list_node *n;
+    struct list all = list_take(&p->done);
+    bool any = false;
+
+    while ((n = list_pop(&all))) {
+        list_push(done, n);
+        any = true;
+    }
+    return any;
+}
+
+static int pool_turn(struct backend *b, struct list *done)
+{
+    struct pool_backend *p = backend_of(b);
+    const int ret = hand_over(p);
+
+    pthread_mutex_lock(&p->lock);
+    take_done(p, done);
+    pthread_mutex_unlock(&p->lock);
+    return ret;
+}
+
+/* Sleep until event_fd is signalled. */
+static void sleep_on(struct pool_backend *p, int64_t timeout_ns)
+{
+    struct pollfd pfd = {.fd = p->event_fd, .events = POLLIN};
+    const struct timespec ts = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
+    uint64_t count;
+
+    (void)ppoll(&pfd, 1, timeout_ns < 0 ? NULL : &ts, NULL);
+    (void)!read(p->event_fd, &count, sizeof count);
+}
+
+static int pool_wait(struct backend *b, struct list *done, int64_t timeout_ns)
+{
+    struct pool_backend *p = backend_of(b);
+    const int ret = hand_over(p);
+    bool ready;
+
+    if (ret < 0)
+        return ret;
+    pthread_mutex_lock(&p->lock);
+    ready = take_done(p, done) || p->woken;
+    p->woken = false;
+    p->waiting = !ready;
+    pthread_mutex_unlock(&p->lock);
+    if (ready)
+        return 0;
+
+    sleep_on(p, timeout_ns);
+    pthread_mutex_lock(&p->lock);
+    p->waiting = false;
+    p->woken = false;
+    take_done(p, done);
+    pthread_mutex_unlock(&p->lock);
+    return 0;
+}
+
+static void pool_wake(struct backend *b)
+{
+    struct pool_backend *p = backend_of(b);
+
+    pthread_mutex_lock(&p->lock);
+    p->woken = true;
+    if (p->waiting || p->event_enabled)
+        signal_fd(p->event_fd);
+    p->waiting = false;
+    pthread_mutex_unlock(&p->lock);
+}
+
+static int pool_event_fd(const struct backend *b)
+{
+    return container_of(b, const struct pool_backend, base)->event_fd;
+}
+
+static int pool_event_enable(struct backend *b, bool enable)
+{
+    struct pool_backend *p = backend_of(b);
+
+    pthread_mutex_lock(&p->lock);
+    p->event_enabled = enable;
+    pthread_mutex_unlock(&p->lock);
+    return 0;
+}
+
+static void pool_backend_destroy(struct backend *b)
+{
+    struct pool_backend *p = backend_of(b);
+
+    /* The thread that finished the last I/O may still be inside the lock. */
+    pthread_mutex_lock(&p->lock);
+    pthread_mutex_unlock(&p->lock);
+    pthread_mutex_destroy(&p->lock);
+    close(p->event_fd);
+    free(p);
+}
+
+static const struct backend_ops pool_ops = {
+    .name = "threads",
+    .prepare = pool_prepare,
+    .turn = pool_turn,
+    .wait = pool_wait,
+    .wake = pool_wake,
+    .event_fd = pool_event_fd,
+    .event_enable = pool_event_enable,
+    .destroy = pool_backend_destroy,
+};
+
+int pool_backend_create(struct pool *pool, const struct backend_config *config, struct backend **ret)
+{
+    struct pool_backend *p = calloc(1, sizeof *p);
+
+    (void)config; /* its limits are the submitter's; lists have none */
+    if (!p)
+        return error_set(-ENOMEM, "out of memory");
+    p->base.ops = &pool_ops;
+    p->pool = pool;
+    p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (p->event_fd < 0) {
+        const int err = -errno;
+
+        free(p);
+        return error_set(err, "thread pool: cannot create an eventfd: %s", strerror(-err));
+    }
+    pthread_mutex_init(&p->lock, NULL);
+    *ret = &p->base;
+    return 0;
+}

@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * io_uring. The set-up ladder goes from what serves one issuing thread best to what every kernel has; kernels
+ * without a flag answer -EINVAL and the next rung is tried.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <liburing.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/attributes.h"
+#include "base/error.h"
+#include "io/backend.h"
+
+#define SQ_ENTRIES_MAX 1024u
+/* user_data of the poll that watches wake_fd; an I/O's is its address. */
+#define WAKE_TAG 1u
+
+struct ring_backend {
+    struct backend base;
+    struct io_uring ring;
+    bool bound;         /* enabled by the thread that uses it */
+    bool defer_taskrun; /* completions are posted only when this thread enters the kernel */
+    bool disabled;      /* created with R_DISABLED, not enabled yet */
+    bool files_registered;
+    bool wake_armed;
+    struct list overflow; /* prepared while the submission queue was full */
+    int wake_fd;          /* eventfd: other threads write it */
+    int event_fd;         /* eventfd of the embedder */
+    _Atomic bool event_enabled;
+};
+
+static const unsigned setup_ladder[] = {
+    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
+        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_R_DISABLED,
+    IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL,
+    0,
+};
+
+static struct ring_backend *ring_of(struct backend *b)
+{
+    return container_of(b, struct ring_backend, base);
+}
+
+int ring_backend_probe(void)
+{
+    struct io_uring ring;
+    const int ret = io_uring_queue_init(2, &ring, 0);
+
+    if (ret == 0)
+        io_uring_queue_exit(&ring);
+    return ret;
+}
+
+/* The thread that is to be the only issuer makes itself known on its first use of the ring. */
+ATTR_COLD static int bind_to_thread(struct ring_backend *r)
+{
+    if (r->disabled) {
+        /* liburing 2.3 declares a function for this but does not export it. */
+        if (syscall(__NR_io_uring_register, r->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) < 0) {
+            const int err = -errno;
+
+            return error_set(err, "io_uring: cannot enable the ring: %s", strerror(-err));
+        }
+        r->disabled = false;
+        (void)io_uring_register_ring_fd(&r->ring); /* only saves time */
+    }
+    r->bound = true;
+    return 0;
+}
+
+/* A submission entry, submitting if the queue is full; NULL when the kernel takes none now. */
+static struct io_uring_sqe *take_sqe(struct ring_backend *r)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&r->ring);
+
+    if (unlikely(!sqe)) {
+        if (r->bound)
+            (void)io_uring_submit(&r->ring);
+        sqe = io_uring_get_sqe(&r->ring);
+    }
+    return sqe;
+}
+
+static void fill_sqe(const struct ring_backend *r, struct io_uring_sqe *sqe, struct io *io)
+{
+    const int fd = r->files_registered ? (int)io->file->index : io->file->fd;
+
+    if (likely(io->done == 0)) {
+        if (io->iov_count)
+            io_uring_prep_readv(sqe, fd, io->iov, (unsigned)io->iov_count, io->off);
+        else
+            io_uring_prep_read(sqe, fd, io->buf, io->bytes, io->off);
+    } else {
+        const struct iovec rest = io_rest(io);
+
+        io_uring_prep_read(sqe, fd, rest.iov_base, (unsigned)rest.iov_len, io->off + io->done);
+    }
+    if (r->files_registered)
+        sqe->flags |= IOSQE_FIXED_FILE;
+    io_uring_sqe_set_data(sqe, io);
+}
+
+static void start_io(struct ring_backend *r, struct io *io)
+{
+    struct io_uring_sqe *sqe = list_empty(&r->overflow) ? take_sqe(r) : NULL;
+
+    if (unlikely(!sqe)) {
+        list_push(&r->overflow, &io->node);
+        return;
+    }
+    fill_sqe(r, sqe, io);
+}
+
+static void ring_prepare(struct backend *b, struct io *io)
+{
+    start_io(ring_of(b), io);
+}
+
+static void drain_overflow(struct ring_backend *r)
+{
+    while (!list_empty(&r->overflow)) {
+        struct io_uring_sqe *sqe = take_sqe(r);
+
+        if (!sqe)
+            return;
+        fill_sqe(r, sqe, container_of(list_pop(&r->overflow), struct io, node));
+    }
+}
+
+/* Keep a poll on wake_fd in the ring, so that waiting for completions is waiting for messages too. */
+static void arm_wake(struct ring_backend *r)
+{
+    struct io_uring_sqe *sqe;
+
+    if (likely(r->wake_armed))
+        return;
+    sqe = take_sqe(r);
+    if (!sqe)
+        return;
+    io_uring_prep_poll_multishot(sqe, r->wake_fd, POLLIN);
+    io_uring_sqe_set_data64(sqe, WAKE_TAG);
+    r->wake_armed = true;
+}
+
+static void complete(struct ring_backend *r, const struct io_uring_cqe *cqe, struct list *done)
+{
+    struct io *io;
+
+    if (unlikely(cqe->user_data == WAKE_TAG)) {
+        uint64_t count;
+
+        r->wake_armed = cqe->flags & IORING_CQE_F_MORE;
+        (void)!read(r->wake_fd, &count, sizeof count);
+        return;
+    }
+    io = (struct io *)(uintptr_t)cqe->user_data;
+    if (likely(io_advance(io, cqe->res)))
+        list_push(done, &io->node);
+    else
+        start_io(r, io);
+}
+
+static unsigned reap(struct ring_backend *r, struct list *done)
+{
+    struct io_uring_cqe *cqe;
+    unsigned head, n = 0;
+
+    io_uring_for_each_cqe(&r->ring, head, cqe)
+    {
+        n++;
+        complete(r, cqe, done);
+    }
+    io_uring_cq_advance(&r->ring, n);
+    return n;
+}
+
+/* Interrupted, or short of something for the moment: the next turn tries again. */
+static bool passing(int err)
+{
+    return err == -EINTR || err == -EAGAIN || err == -EBUSY || err == -ETIME || err == -ENOMEM;
+}
+
+static int enter_failed(int err)
+{
+    return error_set(err, "io_uring: cannot submit: %s", strerror(-err));
+}
+
+static int ring_turn(struct backend *b, struct list *done)
+{
+    struct ring_backend *r = ring_of(b);
+    int ret = 0;
+
+    if (unlikely(!r->bound) && (ret = bind_to_thread(r)) < 0)
+        return ret;
+    drain_overflow(r);
+    if (io_uring_sq_ready(&r->ring)) {
+        ret = r->defer_taskrun ? io_uring_submit_and_get_events(&r->ring) : io_uring_submit(&r->ring);
+    } else if ((IO_URING_READ_ONCE(*r->ring.sq.kflags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
+        ret = io_uring_get_events(&r->ring);
+    }
+    if (unlikely(ret < 0) && !passing(ret))
+        return enter_failed(ret);
+    reap(r, done);
+    return 0;
+}
+
+static int ring_wait(struct backend *b, struct list *done, int64_t timeout_ns)
+{
+    struct ring_backend *r = ring_of(b);
+    struct io_uring_cqe *cqe;
+    int ret;
+
+    if (unlikely(!r->bound) && (ret = bind_to_thread(r)) < 0)
+        return ret;
+    drain_overflow(r);
+    arm_wake(r);
+    if (timeout_ns < 0) {
+        ret = io_uring_submit_and_wait(&r->ring, 1);
+    } else {
+        struct __kernel_timespec ts = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
+
+        ret = io_uring_submit_and_wait_timeout(&r->ring, &cqe, 1, &ts, NULL);
+    }
+    if (unlikely(ret < 0) && !passing(ret))
+        return enter_failed(ret);
+    reap(r, done);
+    return 0;
+}
+
+static void ring_wake(struct backend *b)
+{
+    const uint64_t one = 1;
+    struct ring_backend *r = ring_of(b);
+
+    (void)!write(r->wake_fd, &one, sizeof one);
+    /* An embedder asleep on its descriptor: the poll's completion may need a turn of its own to be posted. */
+    if (atomic_load_explicit(&r->event_enabled, memory_order_acquire))
+        (void)!write(r->event_fd, &one, sizeof one);
+}
+
+static int ring_event_fd(const struct backend *b)
+{
+    return container_of(b, const struct ring_backend, base)->event_fd;
+}
+
+static int ring_event_enable(struct backend *b, bool enable)
+{
+    struct ring_backend *r = ring_of(b);
+    int ret;
+
+    if (enable == atomic_load_explicit(&r->event_enabled, memory_order_relaxed))
+        return 0;
+    ret = enable ? io_uring_register_eventfd(&r->ring, r->event_fd) : io_uring_unregister_eventfd(&r->ring);
+    if (ret < 0)
+        return error_set(ret, "io_uring: cannot register the completion descriptor: %s", strerror(-ret));
+    atomic_store_explicit(&r->event_enabled, enable, memory_order_release);
+    return 0;
+}
+
+static void ring_destroy(struct backend *b)
+{
+    struct ring_backend *r = ring_of(b);
+
+    io_uring_queue_exit(&r->ring);
+    close(r->wake_fd);
+    close(r->event_fd);
+    free(r);
+}
+
+static const struct backend_ops ring_ops = {
+    .name = "io_uring",
+    .prepare = ring_prepare,
+    .turn = ring_turn,
+    .wait = ring_wait,
+    .wake = ring_wake,
+    .event_fd = ring_event_fd,
+    .event_enable = ring_event_enable,
+    .destroy = ring_destroy,
+};
+
+static int setup_ring(struct ring_backend *r, const struct backend_config *config)
+{
+    /* One more than the I/Os, for the wake poll. */
+    const uint32_t entries = MIN(config->ios_max + 1, SQ_ENTRIES_MAX);
+    int ret = -EINVAL;
+
+    for (size_t i = config->many_threads ? 1 : 0; i < ARRAY_COUNT(setup_ladder) && ret == -EINVAL; i++) {
+        struct io_uring_params p = {.flags = setup_ladder[i] | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP,
+                                    .cq_entries = 2 * (config->ios_max + 1)};
+
+        ret = io_uring_queue_init_params(entries, &r->ring, &p);
+        r->defer_taskrun = p.flags & IORING_SETUP_DEFER_TASKRUN;
+        r->disabled = p.flags & IORING_SETUP_R_DISABLED;
+    }
+    return ret;
+}
+
+static void register_files(struct ring_backend *r, const struct backend_config *config)
+{
+    int *fds = calloc(config->file_count, sizeof *fds);
+
+    if (!fds)
+        return; /* it only saves time */
+    for (uint32_t i = 0; i < config->file_count; i++)
+        fds[i] = config->files[i]->fd;
+    r->files_registered = io_uring_register_files(&r->ring, fds, config->file_count) == 0;
+    free(fds);
+}
+
+int ring_backend_create(const struct backend_config *config, struct backend **ret)
+{
+    struct ring_backend *r = calloc(1, sizeof *r);
+    int err;
+
+    if (!r)
+        return error_set(-ENOMEM, "out of memory");
+    r->base.ops = &ring_ops;
+    r->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    r->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    err = r->wake_fd < 0 || r->event_fd < 0 ? -errno : setup_ring(r, config);
+    if (err < 0) {
+        if (r->wake_fd >= 0)
+            close(r->wake_fd);
+        if (r->event_fd >= 0)
+            close(r->event_fd);
+        free(r);
+        return error_set(err, "io_uring: cannot set up a ring: %s", strerror(-err));
+    }
+    register_files(r, config);
+    *ret = &r->base;
+    return 0;
+}
