@@ -12,7 +12,6 @@
 
 #include "base/checked.h"
 #include "base/error.h"
-#include "base/rcu.h"
 #include "engine/read.h"
 #include "format/limits.h"
 
@@ -26,7 +25,6 @@ int blocking_begin(struct scow_image *image, struct scow_queue **ret)
 
     if (image->no_io)
         return error_set(-EPERM, "the image was opened with SCOW_OPEN_NO_IO: its data cannot be read");
-    rcu_thread_ensure();
     pthread_mutex_lock(&image->blocking_lock);
     if (!image->blocking_queue)
         r = queue_create(image, BLOCKING_DEPTH, true, &image->blocking_queue);

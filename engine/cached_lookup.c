@@ -3,9 +3,6 @@
 
 #include <errno.h>
 
-#include "base/rcu.h"
-#include "format/entry.h"
-
 /* No L2 table: nothing is allocated up to the end of what the table would map. */
 static bool no_table(struct lookup *l, const struct map_root *root)
 {
@@ -21,34 +18,25 @@ static bool no_table(struct lookup *l, const struct map_root *root)
     return true;
 }
 
-bool cached_lookup(struct lookup *l, char *error)
+bool cached_lookup_any(struct lookup *l, const struct map_root *root, const slot_cell *cell,
+                       struct slot *slot, char *error)
 {
-    struct layer *layer = l->layer;
     struct map_fault fault;
-    bool found = false;
-
-    rcu_enter();
-    const struct map_root *root = rcu_dereference(layer->root);
-    const slot_cell *cell = directory_cell(&root->directory, map_slice_index(layer, l->guest_off));
-    struct slot *slot = atomic_load_explicit(cell, memory_order_acquire);
+    enum map_status status;
     uint32_t seq;
 
-    if (unlikely(!slot)) {
-        found = no_table(l, root);
-    } else if (likely(slot_read_begin(slot, cell, &seq))) {
-        const enum map_status status =
-            map_slice(layer, slot->entries, l->guest_off, l->bytes, &l->run, &fault);
-
-        if (likely(slot_read_valid(slot, seq))) {
-            found = true;
-            slot_mark(slot);
-            l->status = 0;
-            if (unlikely(status != MAP_OK)) {
-                l->status = -EIO;
-                map_fault_text(layer, &fault, error, REQUEST_ERROR_BYTES);
-            }
-        }
+    if (!slot)
+        return no_table(l, root);
+    if (!slot_read_begin(slot, cell, &seq))
+        return false;
+    status = map_slice(l->layer, slot->entries, l->guest_off, l->bytes, &l->run, &fault);
+    if (!slot_read_valid(slot, seq))
+        return false;
+    slot_mark(slot);
+    l->status = 0;
+    if (unlikely(status != MAP_OK)) {
+        l->status = -EIO;
+        map_fault_text(l->layer, &fault, error, REQUEST_ERROR_BYTES);
     }
-    rcu_leave();
-    return found;
+    return true;
 }

@@ -117,7 +117,7 @@ static int describe(const struct lookup *l, bool this_layer, struct scow_extent 
     switch (l->run.kind) {
     case RUN_UNALLOCATED:
         e->flags = this_layer && l->layer->backing ? 0 : SCOW_EXTENT_ZERO;
-        return 0;
+        break;
     case RUN_ZERO:
         e->flags = SCOW_EXTENT_PRESENT | SCOW_EXTENT_ZERO;
         break;

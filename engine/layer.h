@@ -18,8 +18,9 @@
 #include "shardcow.h"
 
 /*
- * What a change of the image's size replaces as a whole. Readers reach it through layer.root under the RCU
- * read lock; whoever replaces it retires the old one after a grace period.
+ * What a change of the image's size replaces as a whole. Requests reach it through layer.root while they are
+ * counted in an I/O epoch, shards within a turn: whoever replaces it keeps the old one until the epochs say
+ * that nobody is left.
  */
 struct map_root {
     uint64_t virtual_bytes;
@@ -49,7 +50,8 @@ struct layer {
     uint32_t slice_shift;      /* log2 of the guest bytes that one slice maps */
     uint32_t slice_bytes;      /* of one slice on disk */
     uint32_t slices_per_table; /* of one L2 table */
-    struct map_root *root;     /* RCU; NULL for raw and with SCOW_OPEN_NO_IO */
+    bool plain_entries; /* neither extended L2 nor an external data file: see cached_lookup_standard() */
+    struct map_root *_Atomic root; /* NULL for raw and with SCOW_OPEN_NO_IO */
 };
 
 static inline uint32_t layer_cluster_bits(const struct layer *layer)

@@ -100,7 +100,7 @@ static int load_map(struct layer *layer)
 
     if (!root)
         return error_set(-ENOMEM, "out of memory");
-    layer->root = root;
+    atomic_init(&layer->root, root);
     root->virtual_bytes = layer->virtual_bytes;
     root->l1_count = layer->header.l1_count;
     r = read_l1(layer, root);
@@ -117,6 +117,7 @@ static int open_qcow2(struct layer *layer, uint32_t slice_bytes, bool no_io)
         return r;
     layer->virtual_bytes = layer->header.virtual_bytes;
     layer->has_data_file = layer->header.incompatible & INCOMPAT_DATA_FILE;
+    layer->plain_entries = !layer->header.extended_l2 && !layer->has_data_file;
     set_geometry(layer, slice_bytes);
     return no_io ? 0 : load_map(layer);
 }
@@ -155,10 +156,12 @@ void layer_close(struct layer *layer)
 {
     if (!layer)
         return;
-    if (layer->root) {
-        directory_destroy(&layer->root->directory);
-        free((void *)layer->root->l1);
-        free(layer->root);
+    struct map_root *root = atomic_load_explicit(&layer->root, memory_order_relaxed);
+
+    if (root) {
+        directory_destroy(&root->directory);
+        free((void *)root->l1);
+        free(root);
     }
     if (layer->data_file != layer->file)
         file_close(layer->data_file);

@@ -110,8 +110,6 @@ static enum map_status extended_piece(const struct layer *layer, const _Atomic u
     if (!bitmap_valid(bitmap, kind == ENTRY_NORMAL))
         return fault(ret_fault, MAP_BITMAP, off & ~mask, entry, bitmap);
     ret->kind = subcluster_kind(bitmap, sub);
-    if (ret->kind == RUN_UNALLOCATED)
-        ret->has_host = false;
     while (++sub < SUBCLUSTERS_PER_CLUSTER && subcluster_kind(bitmap, sub) == ret->kind)
         ;
     ret->bytes = ((uint64_t)sub << sub_shift) - (off & mask);

@@ -22,7 +22,8 @@ enum run_kind {
 /* A stretch of guest space that is alike and, where it has a host offset, contiguous on the host. */
 struct run {
     enum run_kind kind;
-    bool has_host; /* host_off is valid: RUN_DATA, and preallocated RUN_ZERO */
+    bool has_host; /* host_off is valid: RUN_DATA, preallocated RUN_ZERO, an unallocated subcluster of a
+                      cluster */
     uint64_t bytes;
     uint64_t host_off;
     uint64_t entry; /* RUN_COMPRESSED: the L2 entry */

@@ -7,42 +7,10 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/memory.h"
 #include "base/rcu.h"
 #include "engine/read.h"
 #include "engine/shard.h"
-
-struct request *queue_take_request(struct scow_queue *q)
-{
-    struct list_node *n = list_pop(&q->free_requests);
-    struct request *r;
-
-    if (unlikely(!n))
-        return NULL;
-    r = container_of(n, struct request, node);
-    r->run_known = false;
-    r->this_layer = false;
-    r->pending = 1;
-    r->result = 0;
-    r->walked = 0;
-    r->error[0] = '\0';
-    q->in_flight++;
-    r->epoch_bucket = epoch_enter(&q->epoch);
-    return r;
-}
-
-void queue_release(struct scow_queue *q, struct request *r)
-{
-    q->in_flight--;
-    list_push(&q->free_requests, &r->node);
-}
-
-void queue_complete(struct scow_queue *q, struct request *r)
-{
-    epoch_leave(&q->epoch, r->epoch_bucket);
-    counter_add(&q->counters.requests, 1);
-    counter_add(&q->counters.bytes, r->bytes);
-    list_push(&q->ready, &r->node);
-}
 
 /* ---- messages ---- */
 
@@ -168,6 +136,7 @@ int queue_run(struct scow_queue *q, struct request *r)
     ret = r->result;
     if (ret < 0)
         error_set(ret, "%s", r->error[0] ? r->error : strerror(-ret));
+    r->error[0] = '\0';
     queue_release(q, r);
     return ret;
 }
@@ -199,12 +168,11 @@ static const struct loop_ops queue_loop_ops = {
 
 static int create_pools(struct scow_queue *q)
 {
-    q->requests = aligned_alloc(CACHE_LINE, q->depth * sizeof *q->requests);
+    q->requests = line_alloc(q->depth * sizeof *q->requests);
     q->error_texts = calloc(q->depth, REQUEST_ERROR_BYTES);
     q->transfers = calloc(QUEUE_TRANSFERS, sizeof *q->transfers);
     if (!q->requests || !q->error_texts || !q->transfers)
         return error_set(-ENOMEM, "out of memory");
-    memset(q->requests, 0, q->depth * sizeof *q->requests);
     for (uint32_t i = 0; i < q->depth; i++) {
         q->requests[i].queue = q;
         q->requests[i].error = q->error_texts + (size_t)i * REQUEST_ERROR_BYTES;
@@ -232,10 +200,9 @@ static int create_inflate(struct scow_queue *q)
 
 static int create_mail(struct scow_queue *q)
 {
-    q->mail = aligned_alloc(CACHE_LINE, q->image->shard_count * sizeof *q->mail);
+    q->mail = line_alloc(q->image->shard_count * sizeof *q->mail);
     if (!q->mail)
         return error_set(-ENOMEM, "out of memory");
-    memset(q->mail, 0, q->image->shard_count * sizeof *q->mail);
     for (uint32_t i = 0; i < q->image->shard_count; i++)
         if (spsc_init(&q->mail[i].to_shard, q->depth) < 0 || spsc_init(&q->mail[i].to_queue, q->depth) < 0)
             return error_set(-ENOMEM, "out of memory");
@@ -300,10 +267,11 @@ int queue_create(struct scow_image *image, uint32_t depth, bool internal, struct
     if (r < 0)
         goto unlock;
     r = -ENOMEM;
-    q = aligned_alloc(CACHE_LINE, sizeof *q);
-    if (!q)
+    q = line_alloc(sizeof *q);
+    if (!q) {
+        error_set(r, "out of memory");
         goto unlock;
-    memset(q, 0, sizeof *q);
+    }
     q->loop.ops = &queue_loop_ops;
     q->image = image;
     q->depth = depth;

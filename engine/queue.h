@@ -67,18 +67,46 @@ struct scow_queue {
 int queue_create(struct scow_image *image, uint32_t depth, bool internal, struct scow_queue **ret);
 void queue_destroy(struct scow_queue *queue);
 
+/* A free request with its fields reset, or NULL: -EAGAIN. */
+static inline struct request *queue_take_request(struct scow_queue *q)
+{
+    struct list_node *n = list_pop(&q->free_requests);
+    struct request *r;
+
+    if (unlikely(!n))
+        return NULL;
+    r = container_of(n, struct request, node);
+    r->run_known = false;
+    r->this_layer = false;
+    r->pending = 1;
+    r->result = 0;
+    r->walked = 0;
+    q->in_flight++;
+    r->epoch_bucket = epoch_enter(&q->epoch);
+    return r;
+}
+
+static inline void queue_release(struct scow_queue *q, struct request *r)
+{
+    q->in_flight--;
+    list_push(&q->free_requests, &r->node);
+}
+
+/* All parts are done: account for it and make it ready. */
+static inline void queue_complete(struct scow_queue *q, struct request *r)
+{
+    epoch_leave(&q->epoch, r->epoch_bucket);
+    counter_add(&q->counters.requests, 1);
+    counter_add(&q->counters.bytes, r->bytes);
+    list_push(&q->ready, &r->node);
+}
+
 /* One turn. wait_ns 0: without blocking; otherwise block up to so long, or for ever if negative, unless
  * something is ready. 0, or a negative errno when the backend is broken. */
 int queue_turn(struct scow_queue *queue, int64_t wait_ns);
 
-/* A free request with its fields reset, or NULL: -EAGAIN. */
-struct request *queue_take_request(struct scow_queue *queue);
-
 /* Ask the owner of request->lookup's slice. */
 void queue_ask_shard(struct scow_queue *queue, struct request *request);
-
-/* All parts are done: account for it and make it ready. */
-void queue_complete(struct scow_queue *queue, struct request *request);
 
 /* The embedder may go to sleep on the completion descriptor: from now on an answer or a completion signals
  * it. */
@@ -87,8 +115,6 @@ void queue_arm_event(struct scow_queue *queue);
 /* Internal queues: turn until request is ready, take it and return its result, with the thread's message set.
  */
 int queue_run(struct scow_queue *queue, struct request *request);
-void queue_release(struct scow_queue *queue, struct request *request);
-
 /* Adds this queue's counts to sum. Any thread. */
 void queue_add_counters(const struct scow_queue *queue, struct scow_counters *sum);
 

@@ -7,7 +7,6 @@
 
 #include "base/checked.h"
 #include "base/error.h"
-#include "base/rcu.h"
 #include "engine/options.h"
 #include "engine/queue.h"
 #include "engine/read.h"
@@ -72,7 +71,6 @@ static int submit_read(struct scow_queue *q, uint64_t off, struct guest_buffer b
 
     if (unlikely(flags) || unlikely(!range_ok(q, off, bytes)))
         return bad_range(q, off, bytes, flags);
-    rcu_thread_ensure();
     epoch_observe(&q->image->clock, &q->epoch);
     r = queue_take_request(q);
     if (unlikely(!r))
@@ -171,8 +169,10 @@ static void free_failed(struct scow_queue *q)
 {
     struct list_node *n;
 
-    while (unlikely((n = list_pop(&q->failed)) != NULL))
+    while (unlikely((n = list_pop(&q->failed)) != NULL)) {
+        container_of(n, struct request, node)->error[0] = '\0';
         list_push(&q->free_requests, n);
+    }
 }
 
 /* Nanoseconds that are left of a timeout; 0 when it is over. deadline_ns 0: none. */
@@ -194,7 +194,6 @@ SCOW_PUBLIC int scow_queue_poll(struct scow_queue *q, struct scow_completion *co
 
     if (min < 0 || max < 0 || min > max)
         return error_set(-EINVAL, "poll: min %d and max %d make no sense", min, max);
-    rcu_thread_ensure();
     epoch_observe(&q->image->clock, &q->epoch);
     free_failed(q);
     if (min > 0 && timeout_ns > 0)

@@ -236,7 +236,7 @@ static void look_from_top(struct request *r)
 }
 
 /* Go down the chain from request->lookup until a layer decides. */
-static enum resolved resolve(struct scow_queue *q, struct request *r)
+__attribute__((always_inline)) static inline enum resolved resolve(struct scow_queue *q, struct request *r)
 {
     struct lookup *l = &r->lookup;
 
@@ -259,6 +259,12 @@ static enum resolved resolve(struct scow_queue *q, struct request *r)
         }
     } while (l->run.kind == RUN_UNALLOCATED && descend(r));
     return RESOLVED_RUN;
+}
+
+/* Off the shortest path, where a second copy of the code would only be larger. */
+__attribute__((noinline)) static enum resolved resolve_further(struct scow_queue *q, struct request *r)
+{
+    return resolve(q, r);
 }
 
 /* Starts request->lookup.run and goes on from the top behind it. */
@@ -288,7 +294,7 @@ static void walk_from_run(struct scow_queue *q, struct request *r)
             continue;
         }
         look_from_top(r);
-        const enum resolved how = resolve(q, r);
+        const enum resolved how = resolve_further(q, r);
         if (how == RESOLVED_ASKED)
             return;
         if (how == RESOLVED_FAILED)
@@ -297,45 +303,43 @@ static void walk_from_run(struct scow_queue *q, struct request *r)
     part_done(q, r); /* the walk's own */
 }
 
+static void go_on(struct scow_queue *q, struct request *r, enum resolved how)
+{
+    switch (how) {
+    case RESOLVED_RUN:
+        walk_from_run(q, r);
+        break;
+    case RESOLVED_ASKED:
+        break;
+    case RESOLVED_FAILED:
+        part_done(q, r); /* the walk's own */
+        break;
+    }
+}
+
 void read_walk(struct scow_queue *q, struct request *r)
 {
-    if (!r->run_known) {
-        look_from_top(r);
-        switch (resolve(q, r)) {
-        case RESOLVED_RUN:
-            break;
-        case RESOLVED_ASKED:
-            return;
-        case RESOLVED_FAILED:
-            part_done(q, r);
-            return;
-        }
+    if (unlikely(r->run_known)) {
+        r->run_known = false;
+        walk_from_run(q, r);
+        return;
     }
-    r->run_known = false;
-    walk_from_run(q, r);
+    look_from_top(r);
+    go_on(q, r, resolve(q, r));
 }
 
 void read_answered(struct scow_queue *q, struct request *r)
 {
     struct lookup *l = &r->lookup;
+    enum resolved how = RESOLVED_RUN;
 
     if (l->status < 0) {
         fail(r, l->status);
-        part_done(q, r);
-        return;
+        how = RESOLVED_FAILED;
+    } else if (l->run.kind == RUN_UNALLOCATED && descend(r)) {
+        how = resolve_further(q, r);
     }
-    if (l->run.kind == RUN_UNALLOCATED && descend(r)) {
-        switch (resolve(q, r)) {
-        case RESOLVED_RUN:
-            break;
-        case RESOLVED_ASKED:
-            return;
-        case RESOLVED_FAILED:
-            part_done(q, r);
-            return;
-        }
-    }
-    walk_from_run(q, r);
+    go_on(q, r, how);
 }
 
 /* ---- completions ---- */

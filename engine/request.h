@@ -75,7 +75,7 @@ struct request {
     uint64_t off, bytes;
     uint64_t walked; /* bytes whose transfers were started */
     struct lookup lookup;
-    char *error;           /* REQUEST_ERROR_BYTES, "" when there is nothing to say */
+    char *error; /* REQUEST_ERROR_BYTES; "" unless the request failed and there is something to say */
     struct transfer first; /* so that a request of one part needs nothing from the pool */
 };
 

@@ -126,7 +126,7 @@ static bool start_load(struct shard *s, struct request *r, const struct map_root
 /* A queue found the slice missing. False when the request has to wait for a free load. */
 static bool look_up(struct shard *s, struct request *r)
 {
-    const struct map_root *root = rcu_dereference(r->lookup.layer->root);
+    const struct map_root *root = atomic_load_explicit(&r->lookup.layer->root, memory_order_acquire);
     const uint64_t slice_index = map_slice_index(r->lookup.layer, r->lookup.guest_off);
     slot_cell *cell = directory_cell(&root->directory, slice_index);
     struct slot *slot = atomic_load_explicit(cell, memory_order_relaxed);
@@ -242,7 +242,7 @@ static bool shard_turn(struct loop *loop)
     int err;
 
     err = s->broken ? 0 : loop->backend->ops->turn(loop->backend, &s->done);
-    rcu_enter(); /* no queue, and no map root, that is met below goes away before the end */
+    rcu_enter(); /* no queue that is met below goes away before the end */
     any = finish_loads(s);
     any |= take_mail(s);
     if (unlikely(err < 0))
