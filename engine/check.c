@@ -1,0 +1,394 @@
+/* SPDX-License-Identifier: MIT */
+#include "engine/check.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "engine/image.h"
+#include "engine/options.h"
+
+#define MEMORY_BYTES_DEFAULT (1ull << 30)
+#define THREADS_DEFAULT_MAX 16u
+/* The progress callback is called about this often. */
+#define PROGRESS_STEPS 1000u
+/* QEMU checks no file with more, and neither do we: a sparse file could have any number. */
+#define CLUSTERS_MAX ((uint64_t)INT32_MAX)
+
+static void tell(struct check *c, enum scow_problem_kind kind, const char *fmt, va_list args)
+    ATTR_PRINTF(3, 0);
+static void tell(struct check *c, enum scow_problem_kind kind, const char *fmt, va_list args)
+{
+    char text[ERROR_BYTES];
+
+    vsnprintf(text, sizeof text, fmt, args);
+    pthread_mutex_lock(&c->report_lock);
+    c->options.problem(c->options.ctx, kind, text);
+    pthread_mutex_unlock(&c->report_lock);
+}
+
+void check_tell(struct check *c, enum scow_problem_kind kind, const char *fmt, ...)
+{
+    va_list args;
+
+    if (!c->options.problem)
+        return;
+    va_start(args, fmt);
+    tell(c, kind, fmt, args);
+    va_end(args);
+}
+
+void check_report(struct check_worker *w, enum scow_problem_kind kind, const char *fmt, ...)
+{
+    va_list args;
+
+    if (kind == SCOW_PROBLEM_CORRUPTION)
+        w->tally.corruptions++;
+    else if (kind == SCOW_PROBLEM_LEAK)
+        w->tally.leaks++;
+    else
+        w->tally.errors++;
+    if (!w->check->options.problem)
+        return;
+    va_start(args, fmt);
+    tell(w->check, kind, fmt, args);
+    va_end(args);
+}
+
+int check_progress(struct check *c, uint64_t units)
+{
+    int stop = 0;
+
+    if (!c->options.progress)
+        return 0;
+    pthread_mutex_lock(&c->report_lock);
+    c->done += units;
+    if (c->done - c->done_shown > c->total / PROGRESS_STEPS) {
+        c->done_shown = c->done;
+        stop = c->options.progress(c->options.ctx, c->done, c->total);
+    }
+    pthread_mutex_unlock(&c->report_lock);
+    return stop ? error_set(-ECANCELED, "the check was stopped") : 0;
+}
+
+void check_region(struct check_worker *w, uint64_t off, uint64_t bytes, bool metadata)
+{
+    struct check *const c = w->check;
+    uint64_t end;
+
+    if (!bytes)
+        return;
+    /* The last cluster may be there in part, so a region may pass the end of the file, but by less than a
+     * cluster. */
+    if (!checked_add(off, bytes, &end) || end >= c->file_bytes + c->cluster_bytes) {
+        if (check_first_pass(c))
+            check_report(
+                w, SCOW_PROBLEM_CORRUPTION,
+                "ERROR: counting reference for region exceeding the end of the file by one cluster or "
+                "more: offset 0x%" PRIx64 " size 0x%" PRIx64,
+                off, bytes);
+        return;
+    }
+    const uint64_t last = check_cluster(c, end - 1);
+
+    if (unlikely(last >= c->clusters))
+        atomic_store_explicit(&c->grown, true, memory_order_relaxed);
+    for (uint64_t cluster = check_cluster(c, off); cluster <= last; cluster++) {
+        if (!check_counts_cover(&c->counts, cluster))
+            continue;
+        if (unlikely(!check_counts_add(&c->counts, cluster)))
+            check_report(w, SCOW_PROBLEM_CORRUPTION, "ERROR: overflow cluster offset=0x%" PRIx64,
+                         cluster << c->cluster_bits);
+        if (metadata && check_counts_mark_metadata(&c->counts, cluster))
+            w->tally.metadata_clusters++;
+    }
+}
+
+static void *run_worker(void *arg)
+{
+    struct check_worker *const w = arg;
+    struct check *const c = w->check;
+    const int ret = c->phase(w);
+
+    if (ret < 0) {
+        atomic_store_explicit(&c->stop, true, memory_order_relaxed);
+        pthread_mutex_lock(&c->report_lock);
+        if (!c->failed) {
+            c->failed = ret;
+            snprintf(c->failed_message, sizeof c->failed_message, "%s", error_message());
+        }
+        pthread_mutex_unlock(&c->report_lock);
+    }
+    return NULL;
+}
+
+/* Runs a phase on all threads. Where no more threads can be had, those that there are do the work. */
+static int run_phase(struct check *c, int (*phase)(struct check_worker *w))
+{
+    pthread_t threads[CHECK_THREADS_MAX];
+    uint32_t started = 1;
+
+    c->phase = phase;
+    atomic_store_explicit(&c->next_unit, 0, memory_order_relaxed);
+    while (started < c->options.threads &&
+           pthread_create(&threads[started], NULL, run_worker, &c->workers[started]) == 0)
+        started++;
+    run_worker(&c->workers[0]);
+    for (uint32_t i = 1; i < started; i++)
+        pthread_join(threads[i], NULL);
+    return c->failed ? error_set(c->failed, "%s", c->failed_message) : 0;
+}
+
+/* References that do not come from a mapping. */
+static int count_structures(struct check *c)
+{
+    struct check_worker *const w = &c->workers[0];
+    const struct header *const h = c->header;
+
+    check_region(w, 0, c->cluster_bytes, true);
+    for (uint32_t i = 0; i < c->table_count; i++)
+        check_region(w, c->tables[i].off, (uint64_t)c->tables[i].count * 8, true);
+    check_region(w, h->snapshots_off, c->snapshot_table_bytes, true);
+    check_region(w, h->reftable_off, (uint64_t)c->reftable_count * 8, true);
+    check_crypto(w);
+    return check_bitmaps(w);
+}
+
+static int run_pass(struct check *c)
+{
+    int ret;
+
+    c->feed.table = c->feed.next = c->feed.buffer_first = c->feed.buffer_count = 0;
+    ret = run_phase(c, check_refcounts_load_phase);
+    if (ret == 0)
+        ret = count_structures(c);
+    if (ret == 0)
+        ret = run_phase(c, check_tables_phase);
+    if (ret < 0)
+        return ret;
+    check_refcounts_blocks(&c->workers[0]); /* last: it looks at what others counted */
+    ret = run_phase(c, check_refcounts_compare_phase);
+    if (ret == 0)
+        check_refcounts_tell(&c->workers[0]);
+    return ret;
+}
+
+/* The clusters that one pass can hold, a whole number of units. */
+static uint64_t window_clusters(const struct check *c, uint64_t all)
+{
+    const uint32_t order = c->header->refcount_order;
+    const uint64_t fixed = (uint64_t)c->reftable_count * 8 + c->table_count * sizeof *c->tables +
+                           c->options.threads * (sizeof *c->workers + CHECK_BUFFER_BYTES);
+    const uint64_t left = c->options.memory_bytes > fixed ? c->options.memory_bytes - fixed : 0;
+    const uint64_t unit_bytes = check_counts_bytes(c->unit_clusters, order) + 1;
+    uint64_t units = MAX(left / unit_bytes, 1);
+
+    units = MAX(units, div_round_up(div_round_up(all, c->unit_clusters), CHECK_PASSES_MAX));
+    return MIN(units * c->unit_clusters, round_up(all, c->unit_clusters));
+}
+
+static int run_passes(struct check *c)
+{
+    const uint64_t all = c->clusters + 1; /* see grown */
+    uint64_t window, entries = 0;
+    int ret = 0;
+
+    c->unit_clusters = MIN(1ull << c->refblock_shift, (uint64_t)CHECK_UNIT_CLUSTERS_MAX);
+    window = window_clusters(c, all);
+    c->unit_differs = malloc(window / c->unit_clusters);
+    if (!c->unit_differs)
+        return error_set(-ENOMEM, "out of memory");
+    c->pass_count = (uint32_t)div_round_up(all, window);
+    for (uint32_t i = 0; i < c->table_count; i++)
+        entries += c->tables[i].count;
+    c->total = entries * c->pass_count + 2 * div_round_up(all, c->unit_clusters);
+
+    for (c->pass = 0; c->pass < c->pass_count && ret == 0; c->pass++) {
+        const uint64_t first = c->pass * window;
+
+        ret = check_counts_map(&c->counts, first, MIN(window, round_up(all - first, c->unit_clusters)),
+                               c->header->refcount_order);
+        if (ret < 0)
+            return ret;
+        c->unit_count = c->counts.count / c->unit_clusters;
+        ret = run_pass(c);
+        check_counts_unmap(&c->counts);
+    }
+    return ret;
+}
+
+static struct check_tally sum_tallies(const struct check *c)
+{
+    struct check_tally sum = c->workers[0].tally;
+
+    /* every field but one is a sum */
+    for (uint32_t i = 1; i < c->options.threads; i++) {
+        const struct check_tally *const t = &c->workers[i].tally;
+        const uint64_t last = MAX(sum.last_cluster, t->last_cluster);
+
+        for (size_t k = 0; k < sizeof sum / sizeof(uint64_t); k++)
+            ((uint64_t *)&sum)[k] += ((const uint64_t *)t)[k];
+        sum.last_cluster = last;
+    }
+    return sum;
+}
+
+static void give_result(const struct check *c, struct scow_check_result *ret)
+{
+    const struct check_tally t = sum_tallies(c);
+    struct scow_check_result r = {
+        .corruptions = t.corruptions,
+        .leaks = t.leaks,
+        .check_errors = t.errors,
+        .image_end_off = (t.last_cluster + 1) << c->cluster_bits,
+        .total_clusters = div_round_up(round_down(c->header->virtual_bytes, SECTOR_BYTES), c->cluster_bytes),
+        .allocated_clusters = t.allocated,
+        .compressed_clusters = t.compressed,
+        .fragmented_clusters = t.fragmented,
+        .passes = c->pass_count,
+        .standard_clusters = t.standard,
+        .zero_clusters = t.zero_plain,
+        .zero_allocated_clusters = t.zero_allocated,
+        .compressed_bytes = t.compressed_bytes,
+        .l2_tables = t.l2_tables,
+        .metadata_bytes = t.metadata_clusters << c->cluster_bits,
+        .shared_clusters = t.shared,
+        .host_clusters = t.host_clusters,
+        .subclusters_allocated = t.subclusters_allocated,
+        .subclusters_zero = t.subclusters_zero,
+    };
+
+    r.unallocated_clusters =
+        r.total_clusters - t.standard - t.zero_plain - t.zero_allocated - t.compressed_guest;
+    result_give(ret, &r, sizeof r);
+}
+
+static int take_options(const struct scow_check_options *given, struct scow_check_options *ret)
+{
+    struct scow_check_options o = SCOW_CHECK_OPTIONS_INIT;
+    int r;
+
+    if (given) {
+        r = options_take(&o, sizeof o, given, "check options");
+        if (r < 0)
+            return r;
+    }
+    if (o.flags)
+        return error_set(-EINVAL, "check options: unknown flags 0x%" PRIx32, o.flags);
+    for (size_t i = 0; i < ARRAY_COUNT(o.reserved); i++)
+        if (o.reserved[i])
+            return error_set(-EINVAL, "check options: a reserved field is not zero");
+    if (o.threads > CHECK_THREADS_MAX)
+        return error_set(-EINVAL, "check options: %" PRIu32 " threads, more than %u", o.threads,
+                         CHECK_THREADS_MAX);
+    if (!o.threads) {
+        const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+        o.threads = (uint32_t)MIN(MAX(cpus, 1), (long)THREADS_DEFAULT_MAX);
+    }
+    if (!o.memory_bytes)
+        o.memory_bytes = MEMORY_BYTES_DEFAULT;
+    *ret = o;
+    return 0;
+}
+
+static int create_workers(struct check *c)
+{
+    c->workers = calloc(c->options.threads, sizeof *c->workers);
+    if (!c->workers)
+        return error_set(-ENOMEM, "out of memory");
+    for (uint32_t i = 0; i < c->options.threads; i++) {
+        void *buf;
+
+        if (posix_memalign(&buf, 4096, CHECK_BUFFER_BYTES)) /* aligned: direct reads need no copy */
+            return error_set(-ENOMEM, "out of memory");
+        c->workers[i].check = c;
+        c->workers[i].buf = buf;
+        c->workers[i].sector_off = UINT64_MAX;
+    }
+    return 0;
+}
+
+static void destroy(struct check *c)
+{
+    for (uint32_t i = 0; c->workers && i < c->options.threads; i++)
+        free(c->workers[i].buf);
+    free(c->workers);
+    free(c->reftable);
+    free(c->tables);
+    free(c->unit_differs);
+    file_close(c->own_file);
+    pthread_mutex_destroy(&c->report_lock);
+    pthread_mutex_destroy(&c->feed.lock);
+    free(c);
+}
+
+/*
+ * Metadata is read in small pieces, of which several lie in one page: with direct I/O each would cost a trip
+ * to the disk. So the check reads through the page cache whatever the image does, if it can have a descriptor
+ * of its own.
+ */
+static void open_file(struct check *c, struct file *file)
+{
+    c->file = file;
+    if (file->direct && file->fd >= 0 && file_open_fd(file->fd, file->path, FILE_BUFFERED, &c->own_file) == 0)
+        c->file = c->own_file;
+}
+
+static struct check *create(const struct layer *layer, const struct scow_check_options *options)
+{
+    struct check *c = calloc(1, sizeof *c);
+
+    if (!c)
+        return NULL;
+    open_file(c, layer->file);
+    c->header = &layer->header;
+    c->cluster0 = layer->cluster0;
+    c->options = *options;
+    c->data_file = layer->header.incompatible & INCOMPAT_DATA_FILE;
+    c->cluster_bits = layer->header.cluster_bits;
+    c->cluster_bytes = layer->header.cluster_bytes;
+    c->file_bytes = round_up(c->file->bytes, SECTOR_BYTES);
+    c->clusters = div_round_up(c->file_bytes, c->cluster_bytes);
+    pthread_mutex_init(&c->report_lock, NULL);
+    pthread_mutex_init(&c->feed.lock, NULL);
+    return c;
+}
+
+SCOW_PUBLIC int scow_check(struct scow_image *image, const struct scow_check_options *options,
+                           struct scow_check_result *ret)
+{
+    const struct layer *const layer = image_top(image);
+    struct scow_check_options o;
+    struct check *c;
+    int r;
+
+    r = take_options(options, &o);
+    if (r < 0)
+        return r;
+    if (layer->format != SCOW_FORMAT_QCOW2)
+        return error_set(-ENOTSUP, "a raw image has nothing to check");
+    c = create(layer, &o);
+    if (!c)
+        return error_set(-ENOMEM, "out of memory");
+    if (c->clusters > CLUSTERS_MAX)
+        r = error_set(-EFBIG, "the file has %" PRIu64 " clusters, more than the limit of %" PRIu64,
+                      c->clusters, CLUSTERS_MAX);
+    if (r == 0)
+        r = create_workers(c);
+    if (r == 0)
+        r = check_refcounts_load_table(c);
+    if (r == 0)
+        r = check_snapshots_read(&c->workers[0]);
+    if (r == 0)
+        r = run_passes(c);
+    if (r == 0)
+        give_result(c, ret);
+    destroy(c);
+    return r;
+}
