@@ -121,15 +121,15 @@ static void add_file(struct scow_image *image, struct file *file)
 static int lock_file(const struct scow_image *image, struct file *file, enum scow_format format,
                      uint32_t depth, bool data_file)
 {
-    uint32_t denied = LOCK_WRITE | LOCK_RESIZE;
+    uint32_t denied = IMAGE_WRITE | IMAGE_RESIZE;
 
     if (image->options.flags & SCOW_OPEN_NO_LOCK)
         return 0;
     if (data_file)
-        denied = LOCK_RESIZE;
+        denied = IMAGE_RESIZE;
     else if (format == SCOW_FORMAT_RAW && depth == 0)
         denied = 0;
-    return image_lock(file, LOCK_READ, denied);
+    return image_lock(file, IMAGE_READ, denied);
 }
 
 static int check_cycle(const struct scow_image *image, const struct file *file)

@@ -10,10 +10,10 @@
 
 #include "io/file.h"
 
-#define LOCK_READ (1u << 0)
-#define LOCK_WRITE (1u << 1)
-#define LOCK_WRITE_UNCHANGED (1u << 2)
-#define LOCK_RESIZE (1u << 3)
+#define IMAGE_READ (1u << 0)
+#define IMAGE_WRITE (1u << 1)
+#define IMAGE_WRITE_UNCHANGED (1u << 2)
+#define IMAGE_RESIZE (1u << 3)
 
 /*
  * Take the locks for the permissions in used, forbidding those in denied to others. They go with the file. 0,

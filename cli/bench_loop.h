@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The loop that is measured, once for images and once for raw files. It is inlined into both with its three
+ * calls resolved, so that the two sides pay exactly the same for offsets, clock and histogram.
+ *
+ * One clock read per batch of completions stamps the completions of that batch and the requests submitted in
+ * answer to them. Latencies therefore run from the hand-over of a request to the return of the call that
+ * delivered it, waiting for the rest of its batch included.
+ */
+#ifndef CLI_BENCH_LOOP_H
+#define CLI_BENCH_LOOP_H
+
+#include "cli/bench_run.h"
+#include "cli/random_xoshiro.h"
+
+#include <stdatomic.h>
+#include <time.h>
+
+/* Shared by the threads of one run. Plain fields are written before the threads start or, start_ns, before
+ * the gate opens; failed is written by any worker and read by all. */
+struct bench_shared {
+    const struct bench_plan *plan;
+    const struct bench_target *target;
+    uint32_t queue_count;
+    uint64_t start_ns;
+    atomic_bool failed;
+};
+
+struct bench_worker {
+    struct bench_shared *shared;
+    uint32_t index;
+
+    /* What to read next. */
+    struct random_xoshiro random;
+    uint64_t region_block, region_count; /* sequential: this thread's part of the range, in blocks */
+    uint64_t cursor;
+
+    /* One per request in flight. */
+    uint8_t *buffers;
+    uint64_t *submit_ns;
+    uint32_t *done;
+
+    struct histogram latency;
+    uint64_t ops, begin_ns, end_ns, begin_cpu_ns, end_cpu_ns;
+    struct scow_counters begin_counters, end_counters;
+
+    int err; /* first failure: negative errno */
+    char error[256];
+};
+
+struct bench_io {
+    /* Hands over a read of the plan's block at guest_off into the slot's buffer. 0 or a negative errno. */
+    int (*submit)(void *ctx, uint32_t slot, uint64_t guest_off);
+    /* Waits for at least one completion; the slots that are free again, depth at most. Failed requests are
+     * free again too and are noted in the worker; a negative errno means that nothing can complete any more.
+     */
+    int (*wait)(void *ctx, uint32_t *ret_slots);
+    /* May be NULL. */
+    void (*counters)(void *ctx, struct scow_counters *ret);
+};
+
+/* The worker's thread is set up: waits until all are and the run starts. False: the run is off. */
+bool bench_worker_ready(struct bench_worker *worker);
+
+/* Notes the worker's first failure and stops the run. Returns err. */
+int bench_worker_fail(struct bench_worker *worker, int err, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* CPU time that the calling thread has used. */
+uint64_t bench_thread_cpu_ns(void);
+
+static inline uint64_t bench_clock_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static inline uint8_t *bench_buffer(const struct bench_worker *w, uint32_t slot)
+{
+    return w->buffers + (uint64_t)slot * w->shared->plan->block_bytes;
+}
+
+static inline uint64_t bench_next_off(struct bench_worker *w)
+{
+    const struct bench_plan *const plan = w->shared->plan;
+    uint64_t block;
+    if (plan->pattern == BENCH_RANDREAD) {
+        block = random_xoshiro_below(&w->random, w->region_count);
+    } else {
+        block = w->cursor;
+        w->cursor = w->cursor + 1 < w->region_count ? w->cursor + 1 : 0;
+    }
+    return (w->region_block + block) * plan->block_bytes;
+}
+
+static inline void bench_measure_begin(struct bench_worker *w, const struct bench_io *io, void *ctx)
+{
+    histogram_reset(&w->latency);
+    w->ops = 0;
+    if (io->counters)
+        io->counters(ctx, &w->begin_counters);
+    w->begin_cpu_ns = bench_thread_cpu_ns();
+    w->begin_ns = bench_clock_ns();
+}
+
+static inline void bench_measure_end(struct bench_worker *w, const struct bench_io *io, void *ctx)
+{
+    w->end_ns = bench_clock_ns();
+    w->end_cpu_ns = bench_thread_cpu_ns();
+    if (io->counters)
+        io->counters(ctx, &w->end_counters);
+}
+
+/* Returns when the time is over or something failed (worker->err), with nothing in flight unless the backend
+ * itself failed. */
+static inline __attribute__((always_inline)) void bench_loop(struct bench_worker *w,
+                                                             const struct bench_io *io, void *ctx)
+{
+    const struct bench_plan *const plan = w->shared->plan;
+    const uint64_t warm_ns = w->shared->start_ns + plan->warmup_ns;
+    uint64_t now = bench_clock_ns();
+    uint64_t limit_ns = warm_ns;
+    bool measuring = false;
+    uint32_t in_flight = 0;
+
+    for (uint32_t slot = 0; slot < plan->depth && !w->err; slot++) {
+        w->submit_ns[slot] = now;
+        if (io->submit(ctx, slot, bench_next_off(w)) == 0)
+            in_flight++;
+    }
+    while (!w->err) {
+        const int n = io->wait(ctx, w->done);
+        if (n < 0)
+            return;
+        in_flight -= (uint32_t)n;
+        now = bench_clock_ns();
+        for (int i = 0; i < n; i++)
+            histogram_record(&w->latency, now - w->submit_ns[w->done[i]]);
+        w->ops += (uint64_t)n;
+        if (now >= limit_ns) {
+            if (measuring) {
+                bench_measure_end(w, io, ctx);
+                break;
+            }
+            measuring = true;
+            limit_ns = warm_ns + plan->measure_ns;
+            bench_measure_begin(w, io, ctx);
+            now = w->begin_ns;
+        }
+        if (atomic_load_explicit(&w->shared->failed, memory_order_relaxed))
+            break;
+        for (int i = 0; i < n && !w->err; i++) {
+            const uint32_t slot = w->done[i];
+            w->submit_ns[slot] = now;
+            if (io->submit(ctx, slot, bench_next_off(w)) == 0)
+                in_flight++;
+        }
+    }
+    while (in_flight > 0) {
+        const int n = io->wait(ctx, w->done);
+        if (n < 0)
+            return;
+        in_flight -= (uint32_t)n;
+    }
+}
+
+#endif
