@@ -28,6 +28,8 @@ int blocking_begin(struct scow_image *image, struct scow_queue **ret)
     pthread_mutex_lock(&image->blocking_lock);
     if (!image->blocking_queue)
         r = queue_create(image, BLOCKING_DEPTH, true, &image->blocking_queue);
+    if (r == 0 && image->blocking_queue->broken)
+        r = error_set(image->blocking_queue->broken, "the image's backend has failed before");
     if (r < 0) {
         pthread_mutex_unlock(&image->blocking_lock);
         return r;
@@ -63,14 +65,13 @@ static int read_aligned(struct scow_queue *q, void *buf, uint64_t bytes, uint64_
  */
 static int read_unaligned(struct scow_queue *q, uint8_t *buf, uint64_t bytes, uint64_t off)
 {
-    const uint64_t size = scow_size(q->image);
     uint8_t *part = malloc(BOUNCE_PART_BYTES);
     int ret = part ? 0 : error_set(-ENOMEM, "out of memory");
 
     while (ret == 0 && bytes) {
         const uint64_t start = round_down(off, SECTOR_BYTES), skip = off - start;
         const uint64_t n = MIN(bytes, BOUNCE_PART_BYTES - skip);
-        const uint64_t whole = MIN(round_up(skip + n, SECTOR_BYTES), size - start);
+        const uint64_t whole = round_up(skip + n, SECTOR_BYTES);
 
         ret = read_aligned(q, part, whole, start);
         if (ret == 0)

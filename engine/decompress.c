@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <libdeflate.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <zstd.h>
 
@@ -56,22 +57,31 @@ static int inflate_deflate(struct decompressor *d, const void *in, size_t in_byt
                : -EIO;
 }
 
-/* One cluster may be made of several frames; the last one has to be complete (QEMU block/qcow2-threads.c). */
+/*
+ * One cluster may be made of several frames; the last one has to be complete (QEMU block/qcow2-threads.c).
+ * Whole frames, not a stream: a stream has a window, which takes as much memory as the frame's header asks
+ * for, up to 128 MiB.
+ */
 static int inflate_zstd(struct decompressor *d, const void *in, size_t in_bytes, void *out, size_t out_bytes)
 {
-    ZSTD_inBuffer src = {in, in_bytes, 0};
-    ZSTD_outBuffer dst = {out, out_bytes, 0};
-    size_t left = 0;
+    const uint8_t *from = in;
+    uint8_t *to = out;
 
-    ZSTD_DCtx_reset(d->zstd, ZSTD_reset_session_only);
-    while (dst.pos < dst.size) {
-        const size_t in_before = src.pos, out_before = dst.pos;
+    while (out_bytes) {
+        const size_t frame_bytes = ZSTD_findFrameCompressedSize(from, in_bytes);
+        size_t n;
 
-        left = ZSTD_decompressStream(d->zstd, &dst, &src);
-        if (ZSTD_isError(left) || (src.pos == in_before && dst.pos == out_before))
+        if (ZSTD_isError(frame_bytes))
             return -EIO;
+        n = ZSTD_decompressDCtx(d->zstd, to, out_bytes, from, frame_bytes);
+        if (ZSTD_isError(n))
+            return -EIO;
+        from += frame_bytes;
+        in_bytes -= frame_bytes;
+        to += n;
+        out_bytes -= n;
     }
-    return left == 0 ? 0 : -EIO;
+    return 0;
 }
 
 int decompress(struct decompressor *d, const void *in, size_t in_bytes, void *out, size_t out_bytes)

@@ -49,9 +49,10 @@ static int count_block(struct layer *layer, uint64_t block_off, uint8_t *block, 
 /*
  * Whether the file has clearly fewer blocks than its refcounts say clusters: then allocated clusters may be
  * holes of the host, as preallocated metadata leaves them, and holes are worth asking for (QEMU
- * qcow2-refcount.c, qcow2_detect_metadata_preallocation(), has the threshold).
+ * qcow2-refcount.c, qcow2_detect_metadata_preallocation(), has the threshold). Refcounts that cannot be read
+ * say nothing of the kind: the mapping does not need them.
  */
-static int detect_sparse(struct layer *layer)
+static void detect_sparse(struct layer *layer)
 {
     const struct header *h = &layer->header;
     const uint64_t real = layer->file->allocated_bytes >> h->cluster_bits;
@@ -61,7 +62,7 @@ static int detect_sparse(struct layer *layer)
                                        refcount_block_count(h->cluster_bits, h->refcount_order));
     uint8_t *block = malloc(h->cluster_bytes);
     uint64_t count = 0;
-    int r = block ? 0 : error_set(-ENOMEM, "out of memory");
+    int r = block ? 0 : -ENOMEM;
 
     for (uint64_t i = 0; i < MIN(blocks, used) && count < threshold && r == 0; i++) {
         uint8_t raw[8];
@@ -71,31 +72,27 @@ static int detect_sparse(struct layer *layer)
             r = count_block(layer, get_be64(raw) & REFTABLE_OFF_MASK, block, threshold, &count);
     }
     free(block);
-    if (r < 0)
-        return r;
     layer->sparse_known = true;
     layer->sparse = count >= threshold;
-    return 0;
 }
 
 /* Say where the run's bytes are in the file, and whether the file has a hole there. */
-static int describe_host(struct layer *layer, const struct run *run, struct scow_extent *e)
+static void describe_host(struct layer *layer, const struct run *run, struct scow_extent *e)
 {
     const bool raw = layer->format == SCOW_FORMAT_RAW;
     struct file *file = layer->data_file;
     uint64_t bytes;
     bool data;
-    int r;
 
     e->flags |= SCOW_EXTENT_HOST_OFF;
     e->host_off = run->host_off;
     e->host_path = file->path;
     if (run->kind != RUN_DATA)
-        return 0;
-    if (!raw && !layer->sparse_known && (r = detect_sparse(layer)) < 0)
-        return r;
+        return;
+    if (!raw && !layer->sparse_known)
+        detect_sparse(layer);
     if (!raw && !layer->sparse)
-        return 0;
+        return;
     if (run->host_off >= file->bytes) { /* reads as zeros */
         e->flags |= SCOW_EXTENT_ZERO;
     } else {
@@ -106,10 +103,9 @@ static int describe_host(struct layer *layer, const struct run *run, struct scow
     }
     if (raw && (e->flags & SCOW_EXTENT_ZERO))
         e->flags &= ~SCOW_EXTENT_DATA;
-    return 0;
 }
 
-static int describe(const struct lookup *l, bool this_layer, struct scow_extent *e)
+static void describe(const struct lookup *l, bool this_layer, struct scow_extent *e)
 {
     e->bytes = l->run.bytes;
     e->depth = l->layer->depth;
@@ -128,7 +124,8 @@ static int describe(const struct lookup *l, bool this_layer, struct scow_extent 
         e->flags = SCOW_EXTENT_PRESENT | SCOW_EXTENT_DATA;
         break;
     }
-    return l->run.has_host ? describe_host(l->layer, &l->run, e) : 0;
+    if (l->run.has_host)
+        describe_host(l->layer, &l->run, e);
 }
 
 static bool extends(const struct scow_extent *e, const struct scow_extent *next)
@@ -143,21 +140,21 @@ static int find_extent(struct scow_queue *q, uint64_t off, uint64_t bytes, bool 
     struct lookup l;
     int r = resolve_run(q, off, bytes, this_layer, &l);
 
-    if (r == 0)
-        r = describe(&l, this_layer, e);
-    while (r == 0 && e->bytes < bytes) {
+    if (r < 0)
+        return r;
+    describe(&l, this_layer, e);
+    while (e->bytes < bytes) {
         struct scow_extent next = {.size = sizeof next, .off = off + e->bytes};
 
         r = resolve_run(q, next.off, bytes - e->bytes, this_layer, &l);
-        if (r == 0)
-            r = describe(&l, this_layer, &next);
         if (r < 0)
-            return 0; /* what comes before is good; the next call tells */
+            break; /* what comes before is good; the next call tells */
+        describe(&l, this_layer, &next);
         if (!extends(e, &next))
             break;
         e->bytes += next.bytes;
     }
-    return r;
+    return 0;
 }
 
 SCOW_PUBLIC int scow_get_extent(struct scow_image *image, uint64_t off, uint64_t bytes, uint32_t flags,

@@ -21,6 +21,14 @@ struct kept_string {
     char text[];
 };
 
+#define KEPT_BUCKETS 1024u
+
+/* Where an entry of a table of entries of differing length begins; no index above 0: nowhere yet. */
+struct table_cursor {
+    uint32_t index;
+    uint64_t off;
+};
+
 #define QUEUES_DEFAULT 64u
 #define QUEUES_MAX 1024u
 #define SHARDS_MAX 256u
@@ -54,9 +62,10 @@ struct scow_image {
     /* Writer: queue creation and destruction, under lock. Readers: shards, inside an RCU read-side section.
      */
     struct scow_queue *_Atomic *queues;
-    _Atomic uint32_t queues_end; /* one past the highest index ever used; grows only */
-    struct kept_string *strings; /* under lock */
-    struct scow_counters past;   /* of destroyed queues; under lock */
+    _Atomic uint32_t queues_end;                        /* one past the highest index ever used; grows only */
+    struct kept_string *strings[KEPT_BUCKETS];          /* by hash; under lock */
+    struct table_cursor snapshot_cursor, bitmap_cursor; /* the last entry asked for; under lock */
+    struct scow_counters past;                          /* of destroyed queues; under lock */
 
     pthread_mutex_t blocking_lock;     /* serialises the blocking helpers */
     struct scow_queue *blocking_queue; /* created on first use, under blocking_lock */

@@ -115,7 +115,7 @@ static int open_qcow2(struct layer *layer, uint32_t slice_bytes, bool no_io)
         r = check_supported(layer, no_io);
     if (r < 0)
         return r;
-    layer->virtual_bytes = layer->header.virtual_bytes;
+    layer->virtual_bytes = round_down(layer->header.virtual_bytes, SECTOR_BYTES); /* as QEMU */
     layer->has_data_file = layer->header.incompatible & INCOMPAT_DATA_FILE;
     layer->plain_entries = !layer->header.extended_l2 && !layer->has_data_file;
     set_geometry(layer, slice_bytes);

@@ -167,8 +167,11 @@ static int ask_for_child(const struct scow_image *image, struct scow_child *chil
     error_quote(quoted, sizeof quoted, child->name, strlen(child->name));
     if (image->options.open_child)
         r = image->options.open_child(image->options.open_child_ctx, child);
-    if (r < 0)
+    if (r < 0) {
+        if (child->fd >= 0)
+            close(child->fd);
         return error_set(r, "%s \"%s\": opening it was not allowed", role_name(child->role), quoted);
+    }
     if (child->format != SCOW_FORMAT_QCOW2 && child->format != SCOW_FORMAT_RAW) {
         if (child->fd >= 0)
             close(child->fd);
@@ -312,12 +315,13 @@ static void image_free(struct scow_image *image)
     for (uint32_t i = 0; i < image->layer_count; i++)
         layer_close(image->layers[i]);
     free((void *)image->queues);
-    while (image->strings) {
-        struct kept_string *next = image->strings->next;
+    for (uint32_t i = 0; i < KEPT_BUCKETS; i++)
+        while (image->strings[i]) {
+            struct kept_string *next = image->strings[i]->next;
 
-        free(image->strings);
-        image->strings = next;
-    }
+            free(image->strings[i]);
+            image->strings[i] = next;
+        }
     pthread_mutex_destroy(&image->lock);
     pthread_mutex_destroy(&image->blocking_lock);
     image->env->ops->destroy(image->env);

@@ -114,23 +114,29 @@ int queue_turn(struct scow_queue *q, int64_t wait_ns)
     notify_shards(q);
     take_mail(q);
     notify_shards(q);
-    ret = backend_turn_or_wait(q, &done, wait_ns);
-    finish_ios(q, &done);
-    take_mail(q);
-    if (unlikely(!list_empty(&q->starved)))
-        retry_starved(q);
-    notify_shards(q);
+    do {
+        q->prepared = false;
+        ret = backend_turn_or_wait(q, &done, wait_ns);
+        finish_ios(q, &done);
+        take_mail(q);
+        if (unlikely(!list_empty(&q->starved)))
+            retry_starved(q);
+        notify_shards(q);
+        wait_ns = 0;
+        /* What was prepared just now must be on its way before an embedder goes to sleep. */
+    } while (unlikely(q->prepared) && ret == 0);
     return ret;
 }
 
 int queue_run(struct scow_queue *q, struct request *r)
 {
-    int ret;
+    int ret = 0;
 
-    while (list_empty(&q->ready)) {
+    while (list_empty(&q->ready) && ret == 0)
         ret = queue_turn(q, WAIT_FOREVER);
-        if (ret < 0)
-            return ret; /* the request stays out: its memory must not be reused */
+    if (ret < 0) {
+        q->broken = ret; /* the request stays out: its memory must not be reused */
+        return ret;
     }
     invariant(container_of(list_pop(&q->ready), struct request, node) == r);
     ret = r->result;
@@ -169,13 +175,16 @@ static const struct loop_ops queue_loop_ops = {
 static int create_pools(struct scow_queue *q)
 {
     q->requests = line_alloc(q->depth * sizeof *q->requests);
-    q->error_texts = calloc(q->depth, REQUEST_ERROR_BYTES);
+    q->error_texts = calloc(2 * (size_t)q->depth, REQUEST_ERROR_BYTES);
+    q->spare_texts = calloc(q->depth, sizeof *q->spare_texts);
+    q->lent_texts = calloc(q->depth, sizeof *q->lent_texts);
     q->transfers = calloc(QUEUE_TRANSFERS, sizeof *q->transfers);
-    if (!q->requests || !q->error_texts || !q->transfers)
+    if (!q->requests || !q->error_texts || !q->spare_texts || !q->lent_texts || !q->transfers)
         return error_set(-ENOMEM, "out of memory");
     for (uint32_t i = 0; i < q->depth; i++) {
         q->requests[i].queue = q;
         q->requests[i].error = q->error_texts + (size_t)i * REQUEST_ERROR_BYTES;
+        q->spare_texts[q->spare_count++] = q->error_texts + (size_t)(q->depth + i) * REQUEST_ERROR_BYTES;
         list_push(&q->free_requests, &q->requests[i].node);
     }
     for (uint32_t i = 0; i < QUEUE_TRANSFERS; i++)
@@ -212,13 +221,12 @@ static int create_mail(struct scow_queue *q)
 static int create_backend(struct scow_queue *q)
 {
     struct scow_image *image = q->image;
-    /* Internal queues read for real whatever is being benchmarked. */
-    const enum backend_kind kind =
-        q->internal && image->backend == BACKEND_NULL ? image->metadata_backend : image->backend;
+    /* A ring belongs to one thread; the internal queue does not. It reads for real whatever is being
+     * benchmarked. */
+    const enum backend_kind kind = q->internal ? BACKEND_POOL : image->backend;
     const struct backend_config config = {.ios_max = q->depth + QUEUE_TRANSFERS + INFLATED_MAX,
                                           .files = image->files,
-                                          .file_count = image->file_count,
-                                          .many_threads = q->internal};
+                                          .file_count = image->file_count};
 
     return image->env->ops->backend_create(image->env, kind, &config, &q->loop.backend);
 }
@@ -253,6 +261,8 @@ static void queue_free(struct scow_queue *q)
     free(q->mail);
     free(q->transfers);
     free(q->error_texts);
+    free(q->spare_texts);
+    free(q->lent_texts);
     free(q->requests);
     free(q);
 }
@@ -295,32 +305,39 @@ unlock:
 }
 
 /* Requests that nobody will poll for are waited for all the same: the kernel writes to their buffers. */
-static void drain(struct scow_queue *q)
+static int drain(struct scow_queue *q)
 {
-    struct list_node *n;
+    int ret = 0;
 
-    while ((n = list_pop(&q->failed)))
-        list_push(&q->free_requests, n);
     for (;;) {
+        struct list_node *n;
+
         while ((n = list_pop(&q->ready)))
             queue_release(q, container_of(n, struct request, node));
-        if (!q->in_flight || queue_turn(q, WAIT_FOREVER) < 0)
-            return;
+        if (!q->in_flight || ret < 0)
+            return ret;
+        ret = queue_turn(q, WAIT_FOREVER);
     }
 }
 
-void queue_destroy(struct scow_queue *q)
+int queue_destroy(struct scow_queue *q)
 {
     struct scow_image *image = q->image;
+    const int ret = drain(q);
 
+    if (ret == -EBUSY)
+        return ret;
     rcu_thread_ensure();
-    drain(q);
     pthread_mutex_lock(&image->lock);
     queue_add_counters(q, &image->past);
     atomic_store_explicit(&image->queues[q->index], NULL, memory_order_release);
     pthread_mutex_unlock(&image->lock);
     rcu_wait(); /* a shard may be looking at its rings, or about to wake it */
-    queue_free(q);
+    if (ret == 0)
+        queue_free(q);
+    /* Else its backend has failed with I/O under way: the memory it may still write to is never given back.
+     */
+    return 0;
 }
 
 void queue_add_counters(const struct scow_queue *q, struct scow_counters *sum)

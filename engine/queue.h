@@ -44,17 +44,21 @@ struct scow_queue {
     bool internal; /* the blocking helpers' */
 
     struct request *requests;
-    char *error_texts;
+    char *error_texts;  /* two per request: its own, and one to lend with a completion until the next poll */
+    char **spare_texts; /* a stack */
+    char **lent_texts;  /* another */
+    uint32_t spare_count, lent_count;
     struct transfer *transfers;
     struct list free_requests;
     struct list free_transfers;
     struct list starved; /* walks that wait for a transfer, a bounce buffer or a cluster buffer */
     struct list ready;   /* completed, for the next poll */
-    struct list failed;  /* returned with an error text, free at the next poll */
     uint32_t in_flight;  /* accepted, completion not returned */
     uint32_t at_shards;  /* messages out */
     bool mail_pending;   /* some mail[].notify_shard is set */
     bool event_enabled;
+    bool prepared;  /* an I/O was prepared since the backend last submitted */
+    int32_t broken; /* internal queues: the backend's error once it has failed */
 
     struct mail *mail; /* by shard */
     struct bounce_pool bounces;
@@ -63,9 +67,11 @@ struct scow_queue {
     struct queue_counters counters;
 };
 
-/* A queue whose loop the caller turns; internal ones may be used by several threads, one at a time. */
+/* A queue whose loop the caller turns. Internal ones are used by several threads, one at a time, on the
+ * thread pool. */
 int queue_create(struct scow_image *image, uint32_t depth, bool internal, struct scow_queue **ret);
-void queue_destroy(struct scow_queue *queue);
+/* Waits for what is in flight. -EBUSY when that is another thread's business: see scow_queue_destroy(). */
+int queue_destroy(struct scow_queue *queue);
 
 /* A free request with its fields reset, or NULL: -EAGAIN. */
 static inline struct request *queue_take_request(struct scow_queue *q)
@@ -97,7 +103,8 @@ static inline void queue_complete(struct scow_queue *q, struct request *r)
 {
     epoch_leave(&q->epoch, r->epoch_bucket);
     counter_add(&q->counters.requests, 1);
-    counter_add(&q->counters.bytes, r->bytes);
+    if (likely(r->kind == REQUEST_READ && !r->result))
+        counter_add(&q->counters.bytes, r->bytes);
     list_push(&q->ready, &r->node);
 }
 

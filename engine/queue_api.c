@@ -31,10 +31,9 @@ SCOW_PUBLIC int scow_queue_create(struct scow_image *image, const struct scow_qu
     return queue_create(image, o.depth ? o.depth : QUEUE_DEPTH_DEFAULT, false, ret_queue);
 }
 
-SCOW_PUBLIC void scow_queue_destroy(struct scow_queue *queue)
+SCOW_PUBLIC int scow_queue_destroy(struct scow_queue *queue)
 {
-    if (queue)
-        queue_destroy(queue);
+    return queue ? queue_destroy(queue) : 0;
 }
 
 /* ---- submission ---- */
@@ -51,10 +50,8 @@ ATTR_COLD static int bad_range(const struct scow_queue *q, uint64_t off, uint64_
 
 static inline bool range_ok(const struct scow_queue *q, uint64_t off, uint64_t bytes)
 {
-    const uint64_t size = q->image->layers[0]->virtual_bytes;
-
-    return range_within(off, bytes, size) && !(off & (SECTOR_BYTES - 1)) &&
-           (!(bytes & (SECTOR_BYTES - 1)) || off + bytes == size);
+    return range_within(off, bytes, q->image->layers[0]->virtual_bytes) &&
+           !((off | bytes) & (SECTOR_BYTES - 1));
 }
 
 /* An embedder that sleeps on the descriptor has to hear of what completed while submitting. */
@@ -144,6 +141,29 @@ SCOW_PUBLIC int scow_queue_flush(struct scow_queue *queue, void *user_data, uint
 
 /* ---- completions ---- */
 
+/* The request's text goes with the completion until the next poll; the request gets another. */
+ATTR_COLD static const char *lend_error(struct scow_queue *q, struct request *r)
+{
+    const char *text = r->error;
+
+    if (!text[0])
+        return strerror(-r->result);
+    invariant(q->spare_count > 0);
+    q->lent_texts[q->lent_count++] = r->error;
+    r->error = q->spare_texts[--q->spare_count];
+    return text;
+}
+
+static void take_errors_back(struct scow_queue *q)
+{
+    while (unlikely(q->lent_count)) {
+        char *text = q->lent_texts[--q->lent_count];
+
+        text[0] = '\0';
+        q->spare_texts[q->spare_count++] = text;
+    }
+}
+
 static int take_ready(struct scow_queue *q, struct scow_completion *completions, int max)
 {
     struct list_node *node;
@@ -152,27 +172,13 @@ static int take_ready(struct scow_queue *q, struct scow_completion *completions,
     while (n < max && (node = list_pop(&q->ready))) {
         struct request *r = container_of(node, struct request, node);
 
-        completions[n++] = (struct scow_completion){.user_data = r->user_data, .ret = r->result};
-        if (likely(r->result == 0)) {
-            queue_release(q, r);
-        } else {
-            completions[n - 1].error = r->error[0] ? r->error : strerror(-r->result);
-            q->in_flight--;
-            list_push(&q->failed, &r->node);
-        }
+        completions[n] = (struct scow_completion){.user_data = r->user_data, .ret = r->result};
+        if (unlikely(r->result < 0))
+            completions[n].error = lend_error(q, r);
+        queue_release(q, r);
+        n++;
     }
     return n;
-}
-
-/* Their error texts were promised until this poll. */
-static void free_failed(struct scow_queue *q)
-{
-    struct list_node *n;
-
-    while (unlikely((n = list_pop(&q->failed)) != NULL)) {
-        container_of(n, struct request, node)->error[0] = '\0';
-        list_push(&q->free_requests, n);
-    }
 }
 
 /* Nanoseconds that are left of a timeout; 0 when it is over. deadline_ns 0: none. */
@@ -195,7 +201,7 @@ SCOW_PUBLIC int scow_queue_poll(struct scow_queue *q, struct scow_completion *co
     if (min < 0 || max < 0 || min > max)
         return error_set(-EINVAL, "poll: min %d and max %d make no sense", min, max);
     epoch_observe(&q->image->clock, &q->epoch);
-    free_failed(q);
+    take_errors_back(q);
     if (min > 0 && timeout_ns > 0)
         deadline_ns = env_now_ns(q->image->env) + (uint64_t)timeout_ns;
 

@@ -72,6 +72,7 @@ static void start_io(struct scow_queue *q, struct transfer *t, struct file *file
     t->io.bytes = bytes;
     t->request->pending++;
     counter_add(&q->counters.ios, 1);
+    q->prepared = true;
     backend_prepare(q->loop.backend, &t->io);
 }
 
@@ -174,6 +175,7 @@ static uint64_t start_inflate(struct scow_queue *q, struct request *r, const str
     if (cluster->state == INFLATED_EMPTY) {
         inflate_start(cluster);
         counter_add(&q->counters.ios, 1);
+        q->prepared = true;
         backend_prepare(q->loop.backend, &cluster->io);
     } else {
         counter_add(&q->counters.inflate_hits, 1);

@@ -30,57 +30,99 @@ static const struct layer *qcow2_layer(const struct scow_image *image)
     return NULL;
 }
 
+/* ---- tables of entries of differing length ---- */
+
+/* Bytes of the entry at off, without padding, from its head. */
+typedef int entry_bytes_fn(const struct layer *layer, uint64_t off, uint64_t *ret_bytes);
+
+/*
+ * Where entry number index begins: onwards from the last one asked for, so that reading all of them takes one
+ * pass over the table and not one for each.
+ */
+static int find_entry(struct scow_image *im, const struct layer *layer, struct table_cursor *cursor,
+                      uint64_t table_off, uint32_t index, entry_bytes_fn *entry_bytes, uint64_t *ret_off)
+{
+    struct table_cursor at;
+
+    pthread_mutex_lock(&im->lock);
+    at = *cursor;
+    pthread_mutex_unlock(&im->lock);
+    if (!at.index || at.index > index)
+        at = (struct table_cursor){0, table_off};
+    for (; at.index < index; at.index++) {
+        uint64_t bytes;
+        const int r = entry_bytes(layer, at.off, &bytes);
+
+        if (r < 0)
+            return r;
+        at.off += round_up(bytes, 8);
+    }
+    pthread_mutex_lock(&im->lock);
+    *cursor = at;
+    pthread_mutex_unlock(&im->lock);
+    *ret_off = at.off;
+    return 0;
+}
+
 /* ---- snapshots ---- */
 
+static int snapshot_bytes(const struct layer *layer, uint64_t off, uint64_t *ret_bytes)
+{
+    uint8_t head[SNAPSHOT_HEAD_BYTES];
+    uint64_t bytes;
+    int r;
+
+    if (off - layer->header.snapshots_off > SNAPSHOT_TABLE_BYTES_MAX)
+        return error_set(-EINVAL, "snapshot table: larger than the limit of %u bytes",
+                         SNAPSHOT_TABLE_BYTES_MAX);
+    r = file_read(layer->file, head, sizeof head, off);
+    if (r < 0)
+        return error_prefix(r, "snapshot table");
+    bytes = sizeof head + (uint64_t)get_be32(head + 36) + get_be16(head + 12) + get_be16(head + 14);
+    if (bytes > sizeof head + SNAPSHOT_EXTRA_BYTES_MAX + 2 * 65536)
+        return error_set(-EINVAL, "snapshot table: the entry at offset 0x%" PRIx64 " is too large", off);
+    *ret_bytes = bytes;
+    return 0;
+}
+
 /* Reads entry number index into *ret_buf, which the caller frees and into which *ret points. */
-static int read_snapshot(const struct layer *layer, uint32_t index, uint8_t **ret_buf,
+static int read_snapshot(struct scow_image *im, const struct layer *layer, uint32_t index, uint8_t **ret_buf,
                          struct snapshot_entry *ret)
 {
     const struct header *h = &layer->header;
-    uint64_t off = h->snapshots_off;
-    uint8_t head[SNAPSHOT_HEAD_BYTES];
+    uint64_t off, bytes;
+    uint8_t *buf;
+    int64_t n;
     int r;
 
-    for (uint32_t i = 0;; i++) {
-        uint64_t bytes;
-
-        r = file_read(layer->file, head, sizeof head, off);
-        if (r < 0)
-            return error_prefix(r, "snapshot table");
-        bytes = sizeof head + (uint64_t)get_be32(head + 36) + get_be16(head + 12) + get_be16(head + 14);
-        if (bytes > sizeof head + SNAPSHOT_EXTRA_BYTES_MAX + 2 * 65536)
-            return error_set(-EINVAL, "snapshot table: the entry at offset 0x%" PRIx64 " is too large", off);
-        if (i < index) {
-            off += round_up(bytes, 8);
-            if (off - h->snapshots_off > SNAPSHOT_TABLE_BYTES_MAX)
-                return error_set(-EINVAL, "snapshot table: larger than the limit of %u bytes",
-                                 SNAPSHOT_TABLE_BYTES_MAX);
-            continue;
-        }
-        uint8_t *buf = malloc(bytes);
-        int64_t n;
-
-        if (!buf)
-            return error_set(-ENOMEM, "out of memory");
-        r = file_read(layer->file, buf, bytes, off);
-        n = r < 0 ? r : snapshot_entry_decode(buf, bytes, off, h->cluster_bytes, h->virtual_bytes, ret);
-        if (n <= 0) {
-            free(buf);
-            return n < 0
-                       ? (int)n
-                       : error_set(-EINVAL, "snapshot table: the entry at offset 0x%" PRIx64 " is cut", off);
-        }
-        *ret_buf = buf;
-        return 0;
+    r = find_entry(im, layer, &im->snapshot_cursor, h->snapshots_off, index, snapshot_bytes, &off);
+    if (r == 0)
+        r = snapshot_bytes(layer, off, &bytes);
+    if (r < 0)
+        return r;
+    buf = malloc(bytes);
+    if (!buf)
+        return error_set(-ENOMEM, "out of memory");
+    r = file_read(layer->file, buf, bytes, off);
+    n = r < 0 ? r : snapshot_entry_decode(buf, bytes, off, h->cluster_bytes, h->virtual_bytes, ret);
+    if (n <= 0) {
+        free(buf);
+        return n < 0 ? (int)n
+                     : error_set(-EINVAL, "snapshot table: the entry at offset 0x%" PRIx64 " is cut", off);
     }
+    *ret_buf = buf;
+    return 0;
 }
 
 /* Terminated copies of names live as long as the image, one per distinct string. */
 static const char *keep_string(struct scow_image *image, const char *text, uint32_t bytes)
 {
-    struct kept_string **at = &image->strings, *s;
+    struct kept_string **at, *s;
+    uint32_t hash = 0;
 
-    for (; *at; at = &(*at)->next)
+    for (uint32_t i = 0; i < bytes; i++)
+        hash = hash * 31 + (uint8_t)text[i];
+    for (at = &image->strings[hash % KEPT_BUCKETS]; *at; at = &(*at)->next)
         if (strlen((*at)->text) == bytes && !memcmp((*at)->text, text, bytes))
             return (*at)->text;
     s = calloc(1, sizeof *s + bytes + 1);
@@ -104,7 +146,7 @@ SCOW_PUBLIC int scow_get_snapshot(const struct scow_image *image, uint32_t index
         return -ENOTSUP;
     if (index >= layer->header.snapshot_count)
         return not_there("snapshot", index);
-    r = read_snapshot(layer, index, &buf, &e);
+    r = read_snapshot(im, layer, index, &buf, &e);
     if (r < 0)
         return r;
     pthread_mutex_lock(&im->lock);
@@ -128,30 +170,51 @@ SCOW_PUBLIC int scow_get_snapshot(const struct scow_image *image, uint32_t index
 
 /* ---- bitmaps ---- */
 
-static int read_bitmap(const struct layer *layer, uint32_t index, uint8_t **ret_buf, struct bitmap_entry *ret)
+static int bitmap_bytes(const struct layer *layer, uint64_t off, uint64_t *ret_bytes)
+{
+    const uint64_t end = layer->header.bitmap_directory_off + layer->header.bitmap_directory_bytes;
+    const uint64_t left = end - MIN(off, end);
+    uint8_t head[BITMAP_HEAD_BYTES] = {0};
+    uint64_t bytes;
+    int r = left < sizeof head ? 0 : file_read(layer->file, head, sizeof head, off);
+
+    if (r < 0)
+        return error_prefix(r, "bitmap directory");
+    bytes = sizeof head + (uint64_t)get_be32(head + 20) + get_be16(head + 18);
+    if (bytes > left)
+        return error_set(
+            -EINVAL, "bitmap directory: the entry at offset 0x%" PRIx64 " passes the directory's end", off);
+    *ret_bytes = bytes;
+    return 0;
+}
+
+/* As read_snapshot(). */
+static int read_bitmap(struct scow_image *im, const struct layer *layer, uint32_t index, uint8_t **ret_buf,
+                       struct bitmap_entry *ret)
 {
     const struct header *h = &layer->header;
-    uint8_t *buf = malloc(h->bitmap_directory_bytes);
-    uint64_t at = 0;
+    uint64_t off, bytes;
+    uint8_t *buf;
+    int64_t n;
     int r;
 
+    r = find_entry(im, layer, &im->bitmap_cursor, h->bitmap_directory_off, index, bitmap_bytes, &off);
+    if (r == 0)
+        r = bitmap_bytes(layer, off, &bytes);
+    if (r < 0)
+        return r;
+    buf = malloc(bytes);
     if (!buf)
         return error_set(-ENOMEM, "out of memory");
-    r = file_read(layer->file, buf, h->bitmap_directory_bytes, h->bitmap_directory_off);
-    for (uint32_t i = 0; r == 0 && i <= index; i++) {
-        const int64_t n = bitmap_entry_decode(buf + at, h->bitmap_directory_bytes - at,
-                                              h->bitmap_directory_off + at, h->cluster_bytes, ret);
-
-        if (n < 0)
-            r = (int)n;
-        else if (n == 0 || (at += (uint64_t)n) > h->bitmap_directory_bytes)
-            r = error_set(-EINVAL, "bitmap directory: entry %" PRIu32 " passes the directory's end", i);
-    }
-    if (r < 0)
+    r = file_read(layer->file, buf, bytes, off);
+    n = r < 0 ? r : bitmap_entry_decode(buf, bytes, off, h->cluster_bytes, ret);
+    if (n <= 0) {
         free(buf);
-    else
-        *ret_buf = buf;
-    return r;
+        return n < 0 ? (int)n
+                     : error_set(-EINVAL, "bitmap directory: the entry at offset 0x%" PRIx64 " is cut", off);
+    }
+    *ret_buf = buf;
+    return 0;
 }
 
 SCOW_PUBLIC int scow_get_bitmap(const struct scow_image *image, uint32_t index, struct scow_bitmap *ret)
@@ -167,7 +230,7 @@ SCOW_PUBLIC int scow_get_bitmap(const struct scow_image *image, uint32_t index, 
         return -ENOTSUP;
     if (index >= layer->header.bitmap_count)
         return not_there("bitmap", index);
-    r = read_bitmap(layer, index, &buf, &e);
+    r = read_bitmap(im, layer, index, &buf, &e);
     if (r < 0)
         return r;
     pthread_mutex_lock(&im->lock);

@@ -76,8 +76,8 @@ enum scow_backend {
     SCOW_BACKEND_AUTO = 0, /* io_uring; the thread pool where io_uring_setup is refused */
     SCOW_BACKEND_IO_URING = 1,
     SCOW_BACKEND_THREADS = 2, /* preadv on a pool of threads */
-    /* For benchmarks only: data reads complete at once and leave the buffer as it was; metadata is read
-     * for real. */
+    /* For benchmarks only: data reads complete at once and move nothing, so what buffers hold afterwards
+     * means nothing and compressed clusters fail; metadata is read for real. */
     SCOW_BACKEND_NULL = 3,
 };
 
@@ -181,7 +181,8 @@ SCOW_PUBLIC int scow_resolve_name(const char *image_path, const char *name, char
 /* Facts about an image                                                                               */
 /* ------------------------------------------------------------------------------------------------ */
 
-/* Virtual disk size in bytes. */
+/* Virtual disk size in bytes, a multiple of 512: a qcow2 image's is rounded down, a raw file's up, as QEMU
+ * does. */
 SCOW_PUBLIC uint64_t scow_size(const struct scow_image *image);
 
 /* Feature bits (qcow2 spec, "Header"). */
@@ -238,7 +239,8 @@ struct scow_info {
     /* How this handle does I/O. */
     int direct;              /* 1: the file is open with O_DIRECT */
     uint32_t io_align;       /* alignment of file offsets and lengths, bytes; 1 when buffered */
-    uint32_t mem_align;      /* buffers aligned to this are used without a copy */
+    uint32_t mem_align;      /* buffers aligned to this are used without a copy where offsets and lengths are
+                                multiples of      io_align */
     const char *backend;     /* "io_uring", "threads" or "null" */
     const char *backend_why; /* why auto did not choose io_uring, or NULL */
     uint32_t shards;
@@ -351,17 +353,22 @@ struct scow_queue_options {
 SCOW_PUBLIC int scow_queue_create(struct scow_image *image, const struct scow_queue_options *options,
                                   struct scow_queue **ret_queue);
 
-/* Waits for requests in flight, drops their completions and destroys the queue. NULL is allowed. */
-SCOW_PUBLIC void scow_queue_destroy(struct scow_queue *queue);
+/*
+ * Waits for requests in flight, drops their completions and destroys the queue. Another thread than the
+ * queue's may do this only while nothing is in flight; otherwise -EBUSY, and nothing was done. 0 in all other
+ * cases; NULL is allowed.
+ */
+SCOW_PUBLIC int scow_queue_destroy(struct scow_queue *queue);
 
 /*
- * Submitters. Offsets and lengths are multiples of 512 within the virtual size, except that a request may
- * end at the end of the image whatever that is. Buffers (and iovec arrays) must stay valid until the
- * completion was returned. Any buffer address works; addresses aligned to scow_info.mem_align are not copied.
+ * Submitters. Offsets and lengths are multiples of 512 within the virtual size. Buffers (and iovec arrays)
+ * must stay valid until the completion was returned. Any buffer address works; addresses aligned to
+ * scow_info.mem_align are not copied.
  *
  * Each returns 0 when the request was accepted: its result is then a completion, now or later. Otherwise
- * nothing was done: -EAGAIN when depth requests are in flight (poll, then try again), -EINVAL for a bad range
- * or flag (scow_error() says which). Write-side calls on an image that is open read-only return -EROFS.
+ * nothing was done: -EAGAIN when depth requests are in flight (poll, then try again; the only failure without
+ * a message), -EINVAL for a bad range or flag (scow_error() says which). Write-side calls on an image that is
+ * open read-only return -EROFS.
  *
  * A request may start at once or at the next scow_queue_poll(): always poll after submitting.
  */

@@ -31,8 +31,8 @@ struct backend_ops {
     const char *name;
     /* Take an I/O. Cannot fail: there is room for as many as the backend was created for. */
     void (*prepare)(struct backend *b, struct io *io);
-    /* Submit what was prepared and append what is complete to done, without blocking. 0, or a negative errno
-     * when the backend itself is broken. */
+    /* Submit what was prepared and append what is complete to done, without blocking. 0; -EBUSY when the
+     * backend belongs to another thread; another negative errno when it is broken. */
     int (*turn)(struct backend *b, struct list *done);
     /* The same, but when nothing is complete yet wait for a completion, wake() or timeout_ns. May return
      * early. */
@@ -55,7 +55,6 @@ struct backend_config {
     uint32_t ios_max;          /* in flight at once */
     struct file *const *files; /* that it will be used with, by file.index */
     uint32_t file_count;
-    bool many_threads; /* used by several threads, one after another, rather than by one thread only */
 };
 
 static inline void backend_prepare(struct backend *b, struct io *io)

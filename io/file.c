@@ -15,8 +15,11 @@
 #include "base/attributes.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "io/image_lock.h"
 
 #define ALIGN_DEFAULT 4096u
+/* Beyond this, buffers of the size that the engine has would hold too little. */
+#define ALIGN_MAX (64u << 10)
 /* Control-path reads that need an aligned copy move this much at a time. */
 #define BOUNCE_BYTES (256u << 10)
 
@@ -29,7 +32,7 @@ static ssize_t os_pread(struct file *f, void *buf, size_t bytes, uint64_t off)
 
 static int64_t os_seek(struct file *f, uint64_t off, bool data)
 {
-    /* No cursor is shared: the descriptor's own position is used by nobody else. */
+    /* Moves the description's position, which no read here uses. */
     const off_t at = lseek(f->fd, (off_t)off, data ? SEEK_DATA : SEEK_HOLE);
 
     return at < 0 ? -errno : at;
@@ -37,6 +40,7 @@ static int64_t os_seek(struct file *f, uint64_t off, bool data)
 
 static void os_close(struct file *f)
 {
+    image_unlock(f);
     if (f->fd >= 0)
         close(f->fd);
     free(f->path);
@@ -87,7 +91,7 @@ static bool direct_alignment(struct file *f)
         if (ioctl(f->fd, BLKSSZGET, &sector) == 0 && sector > 0)
             io = mem = (uint32_t)sector;
     }
-    if (!is_power_of_two(io) || !is_power_of_two(mem))
+    if (!is_power_of_two(io) || io > ALIGN_MAX || !is_power_of_two(mem) || mem > ALIGN_DEFAULT)
         return false;
     f->direct = true;
     f->io_align = MAX(io, 512u);

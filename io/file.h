@@ -29,6 +29,7 @@ struct file {
     uint32_t index; /* of the file in its image: the slot it is registered in */
     bool direct;    /* O_DIRECT */
     bool block_device;
+    bool locked;        /* image_lock() holds locks on it */
     uint32_t io_align;  /* of offsets and lengths; 1 when buffered */
     uint32_t mem_align; /* of buffers; 1 when buffered */
     uint64_t bytes;     /* size when it was opened */

@@ -161,5 +161,13 @@ int image_lock(struct file *f, uint32_t used, uint32_t denied)
                 return ret < 0 ? lock_failed(f, ret, USED_BYTE + i) : conflict(f, i, USED_BYTE + i);
         }
     }
+    f->locked = true;
     return 0;
+}
+
+void image_unlock(struct file *f)
+{
+    if (f->locked)
+        unlock_all(f);
+    f->locked = false;
 }

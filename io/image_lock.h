@@ -22,4 +22,8 @@
  */
 int image_lock(struct file *f, uint32_t used, uint32_t denied);
 
+/* Give them back, at once: a ring that the file was registered with keeps the description, and so its locks,
+ * for a while after the descriptor is closed. */
+void image_unlock(struct file *f);
+
 #endif

@@ -117,7 +117,7 @@ static void *pool_thread(void *arg)
 }
 
 /* Under pool->lock. A thread that cannot be started is no error while another runs. */
-static int add_threads(struct pool *pool)
+static void add_threads(struct pool *pool)
 {
     sigset_t all, old;
     int err = 0;
@@ -134,7 +134,6 @@ static int add_threads(struct pool *pool)
             break;
     }
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return pool->thread_count ? 0 : -err;
 }
 
 int pool_create(uint32_t threads_max, struct pool **ret)
@@ -173,15 +172,28 @@ static void pool_prepare(struct backend *b, struct io *io)
     list_push(&p->prepared, &io->node);
 }
 
-static int hand_over(struct pool_backend *p)
+/* No thread can be had at all: do what is queued on this one, so that nothing is left behind. */
+ATTR_COLD static void run_here(struct list *all)
+{
+    struct list_node *n;
+
+    while ((n = list_pop(all))) {
+        struct io *io = container_of(n, struct io, node);
+
+        run_io(io);
+        finish_io(io->owner, io);
+    }
+}
+
+static void hand_over(struct pool_backend *p)
 {
     struct pool *pool = p->pool;
     struct list_node *n;
+    struct list stranded = {0};
     uint32_t added = 0;
-    int ret = 0;
 
     if (list_empty(&p->prepared))
-        return 0;
+        return;
     pthread_mutex_lock(&pool->lock);
     while ((n = list_pop(&p->prepared))) {
         list_push(&pool->fifo, n);
@@ -189,13 +201,17 @@ static int hand_over(struct pool_backend *p)
     }
     pool->queued += added;
     if (pool->idle < pool->queued && pool->thread_count < pool->threads_max)
-        ret = add_threads(pool);
+        add_threads(pool);
+    if (!pool->thread_count) {
+        stranded = list_take(&pool->fifo);
+        pool->queued = 0;
+    }
     if (added == 1)
         pthread_cond_signal(&pool->work);
     else
         pthread_cond_broadcast(&pool->work);
     pthread_mutex_unlock(&pool->lock);
-    return ret < 0 ? error_set(ret, "thread pool: cannot start a thread: %s", strerror(-ret)) : 0;
+    run_here(&stranded);
 }
 
 static bool take_done(struct pool_backend *p, struct list *done)
@@ -214,12 +230,12 @@ static bool take_done(struct pool_backend *p, struct list *done)
 static int pool_turn(struct backend *b, struct list *done)
 {
     struct pool_backend *p = backend_of(b);
-    const int ret = hand_over(p);
 
+    hand_over(p);
     pthread_mutex_lock(&p->lock);
     take_done(p, done);
     pthread_mutex_unlock(&p->lock);
-    return ret;
+    return 0;
 }
 
 /* Sleep until event_fd is signalled. */
@@ -236,11 +252,9 @@ static void sleep_on(struct pool_backend *p, int64_t timeout_ns)
 static int pool_wait(struct backend *b, struct list *done, int64_t timeout_ns)
 {
     struct pool_backend *p = backend_of(b);
-    const int ret = hand_over(p);
     bool ready;
 
-    if (ret < 0)
-        return ret;
+    hand_over(p);
     pthread_mutex_lock(&p->lock);
     ready = take_done(p, done) || p->woken;
     p->woken = false;

@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <liburing.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,7 +26,8 @@
 struct ring_backend {
     struct backend base;
     struct io_uring ring;
-    bool bound;         /* enabled by the thread that uses it */
+    bool bound; /* enabled by the thread that uses it, which is owner */
+    pthread_t owner;
     bool defer_taskrun; /* completions are posted only when this thread enters the kernel */
     bool disabled;      /* created with R_DISABLED, not enabled yet */
     bool files_registered;
@@ -50,15 +52,18 @@ static struct ring_backend *ring_of(struct backend *b)
 
 int ring_backend_probe(void)
 {
+    struct io_uring_params p = {0};
     struct io_uring ring;
-    const int ret = io_uring_queue_init(2, &ring, 0);
+    const int ret = io_uring_queue_init_params(2, &ring, &p);
 
     if (ret == 0)
         io_uring_queue_exit(&ring);
-    return ret;
+    return ret == 0 && !(p.features & IORING_FEAT_EXT_ARG) ? -ENOSYS : ret;
 }
 
-/* The thread that is to be the only issuer makes itself known on its first use of the ring. */
+/* The thread that is to be the only issuer makes itself known on its first use of the ring. The ring's
+ * descriptor is not registered: a registration belongs to a thread, outlives the ring and means another ring
+ * in another thread. */
 ATTR_COLD static int bind_to_thread(struct ring_backend *r)
 {
     if (r->disabled) {
@@ -69,8 +74,8 @@ ATTR_COLD static int bind_to_thread(struct ring_backend *r)
             return error_set(err, "io_uring: cannot enable the ring: %s", strerror(-err));
         }
         r->disabled = false;
-        (void)io_uring_register_ring_fd(&r->ring); /* only saves time */
     }
+    r->owner = pthread_self();
     r->bound = true;
     return 0;
 }
@@ -192,12 +197,30 @@ static int enter_failed(int err)
     return error_set(err, "io_uring: cannot submit: %s", strerror(-err));
 }
 
+/* The calling thread may use the ring; on its first use it becomes its owner. */
+static int claim(struct ring_backend *r)
+{
+    if (unlikely(!r->bound))
+        return bind_to_thread(r);
+    if (unlikely(!pthread_equal(r->owner, pthread_self())))
+        return error_set(-EBUSY, "the queue belongs to another thread");
+    return 0;
+}
+
+static void signal_event(struct ring_backend *r)
+{
+    const uint64_t one = 1;
+
+    if (atomic_load_explicit(&r->event_enabled, memory_order_acquire))
+        (void)!write(r->event_fd, &one, sizeof one);
+}
+
 static int ring_turn(struct backend *b, struct list *done)
 {
     struct ring_backend *r = ring_of(b);
-    int ret = 0;
+    int ret = claim(r);
 
-    if (unlikely(!r->bound) && (ret = bind_to_thread(r)) < 0)
+    if (unlikely(ret < 0))
         return ret;
     drain_overflow(r);
     if (io_uring_sq_ready(&r->ring)) {
@@ -208,6 +231,9 @@ static int ring_turn(struct backend *b, struct list *done)
     if (unlikely(ret < 0) && !passing(ret))
         return enter_failed(ret);
     reap(r, done);
+    /* Parts of short reads, or what the kernel did not take: nothing but another turn will move them. */
+    if (unlikely(io_uring_sq_ready(&r->ring)) || unlikely(!list_empty(&r->overflow)))
+        signal_event(r);
     return 0;
 }
 
@@ -215,9 +241,9 @@ static int ring_wait(struct backend *b, struct list *done, int64_t timeout_ns)
 {
     struct ring_backend *r = ring_of(b);
     struct io_uring_cqe *cqe;
-    int ret;
+    int ret = claim(r);
 
-    if (unlikely(!r->bound) && (ret = bind_to_thread(r)) < 0)
+    if (unlikely(ret < 0))
         return ret;
     drain_overflow(r);
     arm_wake(r);
@@ -241,8 +267,7 @@ static void ring_wake(struct backend *b)
 
     (void)!write(r->wake_fd, &one, sizeof one);
     /* An embedder asleep on its descriptor: the poll's completion may need a turn of its own to be posted. */
-    if (atomic_load_explicit(&r->event_enabled, memory_order_acquire))
-        (void)!write(r->event_fd, &one, sizeof one);
+    signal_event(r);
 }
 
 static int ring_event_fd(const struct backend *b)
@@ -291,13 +316,18 @@ static int setup_ring(struct ring_backend *r, const struct backend_config *confi
     const uint32_t entries = MIN(config->ios_max + 1, SQ_ENTRIES_MAX);
     int ret = -EINVAL;
 
-    for (size_t i = config->many_threads ? 1 : 0; i < ARRAY_COUNT(setup_ladder) && ret == -EINVAL; i++) {
+    for (size_t i = 0; i < ARRAY_COUNT(setup_ladder) && ret == -EINVAL; i++) {
         struct io_uring_params p = {.flags = setup_ladder[i] | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP,
                                     .cq_entries = 2 * (config->ios_max + 1)};
 
         ret = io_uring_queue_init_params(entries, &r->ring, &p);
         r->defer_taskrun = p.flags & IORING_SETUP_DEFER_TASKRUN;
         r->disabled = p.flags & IORING_SETUP_R_DISABLED;
+        if (ret == 0 &&
+            !(p.features & IORING_FEAT_EXT_ARG)) { /* before 5.11 a wait with a timeout is a request */
+            io_uring_queue_exit(&r->ring);
+            ret = -ENOSYS;
+        }
     }
     return ret;
 }
