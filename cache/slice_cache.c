@@ -11,40 +11,30 @@
 
 size_t slice_cache_slot_bytes(uint32_t slice_bytes)
 {
-    return sizeof(struct slot) + slice_bytes;
+    return sizeof(struct slot) + (size_t)round_up(slice_bytes, CACHE_LINE);
 }
 
 int slice_cache_create(struct slice_cache *c, uint32_t slot_count, uint32_t slice_bytes)
 {
-    const size_t slots_bytes = round_up((uint64_t)slot_count * sizeof(struct slot), 4096);
-    const size_t bytes = slots_bytes + (size_t)slot_count * slice_bytes;
+    const size_t bytes = slot_count * slice_cache_slot_bytes(slice_bytes);
     uint8_t *p;
 
     invariant(slot_count > 0 && slice_bytes % sizeof(uint64_t) == 0);
     p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED)
         return error_set(-ENOMEM, "metadata cache: cannot map %zu bytes: %s", bytes, strerror(errno));
-    *c = (struct slice_cache){.slots = (struct slot *)p,
+    *c = (struct slice_cache){.memory = p,
+                              .slot_bytes = slice_cache_slot_bytes(slice_bytes),
                               .slot_count = slot_count,
-                              .slice_bytes = slice_bytes,
-                              .memory = p,
-                              .memory_bytes = bytes};
+                              .slice_bytes = slice_bytes};
     return 0;
 }
 
 void slice_cache_destroy(struct slice_cache *c)
 {
     if (c->memory)
-        munmap(c->memory, c->memory_bytes);
+        munmap(c->memory, c->slot_count * c->slot_bytes);
     *c = (struct slice_cache){0};
-}
-
-static _Atomic uint64_t *slot_entries(const struct slice_cache *c, uint32_t index)
-{
-    uint8_t *const first =
-        (uint8_t *)c->memory + round_up((uint64_t)c->slot_count * sizeof(struct slot), 4096);
-
-    return (_Atomic uint64_t *)(void *)(first + (size_t)index * c->slice_bytes);
 }
 
 /* Second chance: a slot marked since the hand last passed is passed once more. At most two rounds. */
@@ -52,7 +42,7 @@ static uint32_t choose_victim(struct slice_cache *c)
 {
     for (uint32_t steps = 0; steps < 2 * c->slot_count; steps++) {
         const uint32_t index = c->hand;
-        struct slot *slot = &c->slots[index];
+        struct slot *slot = slice_cache_slot(c, index);
 
         c->hand = index + 1 == c->slot_count ? 0 : index + 1;
         if (!atomic_load_explicit(&slot->home, memory_order_relaxed) ||
@@ -67,7 +57,7 @@ static uint32_t choose_victim(struct slice_cache *c)
 struct slot *slice_cache_insert(struct slice_cache *c, slot_cell *cell, const void *entries, uint32_t bytes)
 {
     const uint32_t index = choose_victim(c);
-    struct slot *slot = &c->slots[index];
+    struct slot *slot = slice_cache_slot(c, index);
     const uint32_t seq = atomic_load_explicit(&slot->seq, memory_order_relaxed);
     slot_cell *const old = atomic_load_explicit(&slot->home, memory_order_relaxed);
     const uint8_t *from = entries;
@@ -80,8 +70,6 @@ struct slot *slice_cache_insert(struct slice_cache *c, slot_cell *cell, const vo
     atomic_store_explicit(&slot->seq, seq + 1, memory_order_relaxed);
     atomic_thread_fence(memory_order_release); /* seq is odd before any entry changes */
     atomic_store_explicit(&slot->home, cell, memory_order_relaxed);
-    if (!slot->entries)
-        slot->entries = slot_entries(c, index); /* once: later readers read the pointer without ordering */
     for (uint32_t i = 0; i < bytes / sizeof(uint64_t); i++) {
         uint64_t word;
 

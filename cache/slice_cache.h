@@ -12,17 +12,21 @@
 #include "cache/slot.h"
 
 struct slice_cache {
-    struct slot *slots;
+    uint8_t *memory; /* slot_count slots of slot_bytes each */
+    size_t slot_bytes;
     uint32_t slot_count;
     uint32_t slice_bytes; /* room of each slot */
     uint32_t hand;
-    void *memory;
-    size_t memory_bytes;
     uint64_t evictions;
 };
 
 /* Bytes that one slot takes of a memory bound. */
 size_t slice_cache_slot_bytes(uint32_t slice_bytes);
+
+static inline struct slot *slice_cache_slot(const struct slice_cache *c, uint32_t index)
+{
+    return (struct slot *)(void *)(c->memory + index * c->slot_bytes);
+}
 
 /* At least one slot. The memory is taken from the kernel page by page as slots are first used. 0 or -ENOMEM.
  */

@@ -35,10 +35,11 @@ struct slot {
      * shared; cleared by the owner. Relaxed: a lost mark costs one early eviction. */
     _Atomic uint8_t referenced;
     slot_cell *_Atomic home;
-    /* Big-endian as on disk. The pointer itself never changes. */
-    _Atomic uint64_t *entries;
+    /* Big-endian as on disk. Behind the head, so that a reader's load of an entry does not wait for its load
+     * of the head. */
+    _Alignas(CACHE_LINE) _Atomic uint64_t entries[];
 };
-static_assert(sizeof(struct slot) == CACHE_LINE, "a reader touches one line of the slot");
+static_assert(sizeof(struct slot) == CACHE_LINE, "a reader touches one line besides the entry's");
 
 /* Returns the sequence to validate against; odd or a foreign home means that the slot does not hold the
  * cell's slice. */
