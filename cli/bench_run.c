@@ -251,19 +251,24 @@ static void counters_add(struct scow_counters *sum, const struct scow_counters *
     sum->slice_evictions += after->slice_evictions - before->slice_evictions;
 }
 
+/* One window for all queues: with more threads than CPUs a thread may begin late, and its rate in what is
+ * left for it is not a rate that it shares the machine at. */
 static void collect(struct bench_result *r, const struct bench_worker *workers, uint32_t block_bytes)
 {
+    uint64_t begin_ns = UINT64_MAX, end_ns = 0;
     for (uint32_t i = 0; i < r->queue_count; i++) {
         const struct bench_worker *const w = &workers[i];
-        const double seconds = (double)(w->end_ns - w->begin_ns) / 1e9;
-        r->queue_iops[i] = seconds > 0 ? (double)w->ops / seconds : 0;
-        r->iops += r->queue_iops[i];
-        r->seconds += seconds / r->queue_count;
+        begin_ns = w->begin_ns < begin_ns ? w->begin_ns : begin_ns;
+        end_ns = w->end_ns > end_ns ? w->end_ns : end_ns;
         r->ops += w->ops;
         r->queue_cpu_ns += w->end_cpu_ns - w->begin_cpu_ns;
         histogram_merge(&r->latency, &w->latency);
         counters_add(&r->counters, &w->begin_counters, &w->end_counters);
     }
+    r->seconds = (double)(end_ns - begin_ns) / 1e9;
+    for (uint32_t i = 0; i < r->queue_count; i++)
+        r->queue_iops[i] = (double)workers[i].ops / r->seconds;
+    r->iops = (double)r->ops / r->seconds;
     r->bytes = r->ops * block_bytes;
 }
 

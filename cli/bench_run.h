@@ -35,8 +35,8 @@ struct bench_result {
     uint32_t queue_count;
     uint64_t ops; /* completed within the measured time, all queues */
     uint64_t bytes;
-    double seconds;                /* measured, mean over the queues */
-    double iops;                   /* sum of the queues' rates */
+    double seconds;                /* measured, from the first queue's begin to the last one's end */
+    double iops;                   /* all queues together */
     uint64_t queue_cpu_ns;         /* user and system time of the threads that own the queues */
     uint64_t process_cpu_ns;       /* of the whole process: shards, pool and kernel workers too */
     struct histogram latency;      /* ns */

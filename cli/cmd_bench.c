@@ -12,9 +12,9 @@
 
 #define COUNTS_MAX 64
 #define QUEUES_MAX 1024u
-#define ROUND_WARMUP_NS                                                                                      \
-    50000000u /* refills the pipe after the other side's round; caches are warm by then                      \
-               */
+#define ROUNDS_DEFAULT 10u
+/* Refills the pipe after the other side's round; caches are warm by then. */
+#define ROUND_WARMUP_NS 50000000u
 
 enum {
     ARG_RW = ARG_LONG,
@@ -73,7 +73,7 @@ struct bench_options {
     uint32_t counts[COUNTS_MAX];
     uint32_t count_count; /* 0 without --scale */
     uint32_t queue_count;
-    uint32_t round_count;
+    uint32_t round_count; /* 0 until settled: not given */
     const char *path;
     const char *raw_path;
     bool raw;
@@ -205,7 +205,11 @@ static int finish_options(struct bench_options *o, struct arguments *args)
         return arguments_error(args, "--raw and --compare-raw exclude each other");
     if (o->output == BENCH_SVG && o->count_count == 0)
         return arguments_error(args, "--output=svg plots the counts of --scale");
+    if (o->round_count && !o->raw_path)
+        return arguments_error(args, "--rounds counts the rounds of --compare-raw");
     o->path = args->operands[0];
+    if (o->round_count == 0)
+        o->round_count = ROUNDS_DEFAULT;
     if (o->plan.measure_ns == 0)
         o->plan.measure_ns = o->raw_path ? 500000000u : 5000000000u;
     return EXIT_OK;
@@ -300,7 +304,8 @@ static int settle_range(struct bench_options *o, uint64_t disk_bytes, const stru
     if (blocks < (o->plan.pattern == BENCH_READ ? queues : 1)) {
         command_error(o->path, "%llu bytes are too few for %u queue%s of reads of %u bytes",
                       (unsigned long long)range, queues, queues == 1 ? "" : "s", o->plan.block_bytes);
-        command_hint("a smaller --bs or fewer queues fit");
+        if (range >= 512)
+            command_hint("a smaller --bs or fewer queues fit");
         return -EINVAL;
     }
     return 0;
@@ -354,7 +359,6 @@ int command_bench(int argc, char **argv)
     struct bench_options o = {
         .plan = {.block_bytes = 4096, .depth = 64, .seed = 1, .warmup_ns = 500000000u},
         .queue_count = 1,
-        .round_count = 10,
     };
     struct arguments args = {.usage = &usage};
     struct bench_raw raw = {.fd = -1};
