@@ -115,7 +115,7 @@ static int chain_open(struct chain *chain, const char *path, struct scow_open_op
     while (!err && with_backing && chain->nodes[chain->count - 1].info.backing_name) {
         const struct info_node *node = &chain->nodes[chain->count - 1];
         char next[PATH_MAX];
-        strcpy(next, node->backing_path);
+        memcpy(next, node->backing_path, strlen(node->backing_path) + 1);
         err = backing_format(node, &options.format);
         if (!err)
             err = refuse_loop(chain, next);

@@ -162,7 +162,7 @@ static void hex_text(char *buf, const void *data, uint32_t bytes)
 
     *buf = '\0';
     for (uint32_t i = 0; i < bytes; i++)
-        sprintf(buf + (size_t)i * 2, "%02x", p[i]);
+        snprintf(buf + (size_t)i * 2, 3, "%02x", p[i]);
 }
 
 void dump_extensions(struct dump *dump)

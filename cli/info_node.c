@@ -38,7 +38,7 @@ int info_node_open(struct info_node *node, const char *path, const struct scow_o
         command_error(path, "%s", strerror(ENAMETOOLONG));
         return -ENAMETOOLONG;
     }
-    strcpy(node->path, path);
+    memcpy(node->path, path, strlen(path) + 1);
     err = open_image(path, options, &node->image);
     if (err)
         return err;

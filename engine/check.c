@@ -70,7 +70,7 @@ int check_progress(struct check *c, uint64_t units)
     c->done += units;
     if (c->done - c->done_shown > c->total / PROGRESS_STEPS) {
         c->done_shown = c->done;
-        stop = c->options.progress(c->options.ctx, c->done, c->total);
+        stop = c->options.progress(c->options.ctx, MIN(c->done, c->total), c->total);
     }
     pthread_mutex_unlock(&c->report_lock);
     return stop ? error_set(-ECANCELED, "the check was stopped") : 0;
@@ -151,8 +151,13 @@ static int count_structures(struct check *c)
     const struct header *const h = c->header;
 
     check_region(w, 0, c->cluster_bytes, true);
-    for (uint32_t i = 0; i < c->table_count; i++)
+    for (uint32_t i = 0; i < c->table_count; i++) {
+        const int ret = check_progress(c, 1); /* tables may be many and large: they can be stopped at */
+
+        if (ret < 0)
+            return ret;
         check_region(w, c->tables[i].off, (uint64_t)c->tables[i].count * 8, true);
+    }
     check_region(w, h->snapshots_off, c->snapshot_table_bytes, true);
     check_region(w, h->reftable_off, (uint64_t)c->reftable_count * 8, true);
     check_crypto(w);

@@ -176,8 +176,11 @@ static int check_bitmap_table(struct check_worker *w, const struct bitmap_entry 
     check_region(w, e->table_off, (uint64_t)e->table_count * 8, true);
     for (uint32_t i = 0; i < e->table_count; i += (uint32_t)ARRAY_COUNT(part)) {
         const uint32_t n = MIN((uint32_t)ARRAY_COUNT(part), e->table_count - i);
-        const int ret = file_read(c->file, part, (size_t)n * 8, e->table_off + i * 8ull);
+        int ret = check_progress(c, 1);
 
+        if (ret < 0)
+            return ret;
+        ret = file_read(c->file, part, (size_t)n * 8, e->table_off + i * 8ull);
         if (ret < 0)
             return error_prefix(ret, "bitmap table");
         for (uint32_t k = 0; k < n; k++) {

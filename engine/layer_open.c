@@ -126,7 +126,6 @@ int layer_open(struct file *file, enum scow_format format, uint32_t depth, uint3
                struct layer **ret)
 {
     struct layer *layer = calloc(1, sizeof *layer);
-    char quoted[256];
     int r = 0;
 
     if (!layer) {
@@ -142,9 +141,7 @@ int layer_open(struct file *file, enum scow_format format, uint32_t depth, uint3
     else /* as QEMU, which counts sectors: what is missing of the last one reads as zeros */
         layer->virtual_bytes = round_up(file->bytes, SECTOR_BYTES);
     if (r < 0) {
-        const char *name = file_name(file);
-
-        error_prefix(r, "%s", error_quote(quoted, sizeof quoted, name, strlen(name)));
+        error_prefix(r, "%s", file_name(file));
         layer_close(layer);
         return r;
     }

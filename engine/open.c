@@ -475,7 +475,10 @@ SCOW_PUBLIC int scow_resolve_name(const char *image_path, const char *name, char
     const int folder_bytes = slash && name[0] != '/' ? (int)(slash + 1 - image_path) : 0;
     const int n = snprintf(buf, buf_bytes, "%.*s%s", folder_bytes, image_path ? image_path : "", name);
 
-    return n >= 0 && (size_t)n < buf_bytes
-               ? 0
-               : error_set(-ENAMETOOLONG, "the path of \"%.100s\" is too long", name);
+    char quoted[128];
+
+    if (n >= 0 && (size_t)n < buf_bytes)
+        return 0;
+    return error_set(-ENAMETOOLONG, "the path of \"%s\" is too long",
+                     error_quote(quoted, sizeof quoted, name, strlen(name)));
 }

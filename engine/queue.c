@@ -304,20 +304,20 @@ unlock:
     return r;
 }
 
-/* Requests that nobody will poll for are waited for all the same: the kernel writes to their buffers. */
+/* Requests that nobody will poll for are waited for all the same: the kernel writes to their buffers. Nothing
+ * is dropped before the backend has said that this thread may use it. */
 static int drain(struct scow_queue *q)
 {
-    int ret = 0;
-
-    for (;;) {
+    while (q->in_flight) {
+        const int ret = queue_turn(q, WAIT_FOREVER);
         struct list_node *n;
 
+        if (ret < 0)
+            return ret;
         while ((n = list_pop(&q->ready)))
             queue_release(q, container_of(n, struct request, node));
-        if (!q->in_flight || ret < 0)
-            return ret;
-        ret = queue_turn(q, WAIT_FOREVER);
     }
+    return 0;
 }
 
 int queue_destroy(struct scow_queue *q)

@@ -51,16 +51,14 @@ static const struct file_ops os_ops = {.pread = os_pread, .seek = os_seek, .clos
 
 const char *file_name(const struct file *f)
 {
-    return f->path ? f->path : "(descriptor)";
+    return f->name[0] ? f->name : "(descriptor)";
 }
 
-static int open_failed(const char *what)
+static int open_failed(const struct file *f)
 {
     const int err = errno;
-    char quoted[300];
 
-    return error_set(-err, "cannot open %s: %s", error_quote(quoted, sizeof quoted, what, strlen(what)),
-                     strerror(err));
+    return error_set(-err, "cannot open %s: %s", file_name(f), strerror(err));
 }
 
 static void buffered_alignment(struct file *f)
@@ -104,13 +102,9 @@ static int fill_identity(struct file *f)
     struct stat st;
 
     if (fstat(f->fd, &st) < 0)
-        return open_failed(file_name(f));
+        return open_failed(f);
     if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) {
-        char quoted[300];
-        const char *name = file_name(f);
-
-        return error_set(-EINVAL, "%s is neither a regular file nor a block device",
-                         error_quote(quoted, sizeof quoted, name, strlen(name)));
+        return error_set(-EINVAL, "%s is neither a regular file nor a block device", file_name(f));
     }
     f->block_device = S_ISBLK(st.st_mode);
     f->dev = f->block_device ? st.st_rdev : st.st_dev;
@@ -121,7 +115,7 @@ static int fill_identity(struct file *f)
         const off_t end = lseek(f->fd, 0, SEEK_END);
 
         if (end < 0)
-            return open_failed(file_name(f));
+            return open_failed(f);
         f->bytes = (uint64_t)end;
     }
     return 0;
@@ -153,15 +147,11 @@ static int settle(struct file *f, enum file_mode mode, bool try_direct)
             return 0;
     }
     if (mode == FILE_DIRECT) {
-        char quoted[300];
-        const char *name = file_name(f);
-
-        return error_set(-EINVAL, "%s: the filesystem does not allow direct I/O",
-                         error_quote(quoted, sizeof quoted, name, strlen(name)));
+        return error_set(-EINVAL, "%s: the filesystem does not allow direct I/O", file_name(f));
     }
     buffered_alignment(f);
     if (fcntl(f->fd, F_SETFL, 0) < 0)
-        return open_failed(file_name(f));
+        return open_failed(f);
     return 0;
 }
 
@@ -176,7 +166,7 @@ static int open_flags(const char *path, enum file_mode mode, struct file *f)
         f->fd = open(path, flags);
     }
     if (f->fd < 0)
-        return open_failed(f->path ? f->path : path);
+        return open_failed(f);
     return settle(f, mode, direct);
 }
 
@@ -190,6 +180,8 @@ static int file_new(const char *path, struct file **ret)
         free(f);
         return error_set(-ENOMEM, "out of memory");
     }
+    if (path)
+        error_quote(f->name, sizeof f->name, path, strlen(path));
     f->ops = &os_ops;
     f->fd = -1;
     *ret = f;
@@ -226,7 +218,7 @@ int file_open_fd(int fd, const char *name_path, enum file_mode mode, struct file
         /* No /proc, or a file that may not be opened again: share the caller's description as it is. */
         f->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
         if (f->fd < 0) {
-            r = open_failed(file_name(f));
+            r = open_failed(f);
         } else {
             const int flags = fcntl(fd, F_GETFL);
 
@@ -253,11 +245,8 @@ void file_close(struct file *f)
 
 int file_read_failed(const struct file *f, int err, uint64_t off, uint64_t bytes)
 {
-    char quoted[300];
-    const char *name = file_name(f);
-
-    return error_set(err, "%s: reading %" PRIu64 " bytes at offset 0x%" PRIx64 " failed: %s",
-                     error_quote(quoted, sizeof quoted, name, strlen(name)), bytes, off, strerror(-err));
+    return error_set(err, "%s: reading %" PRIu64 " bytes at offset 0x%" PRIx64 " failed: %s", file_name(f),
+                     bytes, off, strerror(-err));
 }
 
 /* [off, off + bytes) aligned for the file, into an aligned buffer. */

@@ -36,7 +36,8 @@ struct file {
     uint64_t allocated_bytes;
     dev_t dev; /* identity, to recognise a chain that contains itself */
     ino_t ino;
-    char *path; /* NULL when opened from a descriptor without a name */
+    char *path;     /* NULL when opened from a descriptor without a name */
+    char name[256]; /* for messages: the path, quoted, perhaps cut */
 };
 
 enum file_mode {
@@ -65,7 +66,7 @@ int file_read(struct file *f, void *buf, size_t bytes, uint64_t off);
  */
 int file_extent(struct file *f, uint64_t off, uint64_t limit, bool *ret_data, uint64_t *ret_bytes);
 
-/* The path for messages. */
+/* The path for messages: quoted, because it may come from an image. */
 const char *file_name(const struct file *f);
 
 /* The lowest-level error for a failed read of this file; returns err. */

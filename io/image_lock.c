@@ -117,24 +117,19 @@ static void holder(const struct file *f, int byte, char *ret, size_t ret_bytes)
 
 static int conflict(const struct file *f, int permission, int byte)
 {
-    char who[512], quoted[300];
-    const char *name = file_name(f);
+    char who[512];
 
     holder(f, byte, who, sizeof who);
     unlock_all(f);
     return error_set(-EAGAIN, "%s: failed to get \"%s\" lock: another process is using the image%s",
-                     error_quote(quoted, sizeof quoted, name, strlen(name)), permission_names[permission],
-                     who);
+                     file_name(f), permission_names[permission], who);
 }
 
 static int lock_failed(const struct file *f, int err, int byte)
 {
-    char quoted[300];
-    const char *name = file_name(f);
 
     unlock_all(f);
-    return error_set(err, "%s: failed to lock byte %d: %s",
-                     error_quote(quoted, sizeof quoted, name, strlen(name)), byte, strerror(-err));
+    return error_set(err, "%s: failed to lock byte %d: %s", file_name(f), byte, strerror(-err));
 }
 
 int image_lock(struct file *f, uint32_t used, uint32_t denied)

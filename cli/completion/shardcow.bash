@@ -43,7 +43,8 @@ _shardcow()
     fi
     if [[ $cur == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$("$program" "$command" --help 2>/dev/null |
-            grep -oE '^ +(-[a-zA-Z], )?--[a-z0-9-]+|^ +-[a-zA-Z] ' | grep -oE -- '-{1,2}[a-zA-Z0-9][a-z0-9-]*')" \
+            grep -oE '^ +(-[a-zA-Z], )?--[a-z0-9-]+|^ +-[a-zA-Z] ' |
+            grep -oE -- '-{1,2}[a-zA-Z0-9][a-z0-9-]*')" \
             -- "$cur")
         return
     fi
