@@ -53,6 +53,7 @@ static int read_aligned(struct scow_queue *q, void *buf, uint64_t bytes, uint64_
     if (!r)
         return error_set(-EIO, "the image's backend has failed");
     r->kind = REQUEST_READ;
+    r->this_layer = false;
     r->buffer = (struct guest_buffer){.buf = buf};
     r->off = off;
     r->bytes = bytes;

@@ -48,6 +48,8 @@ struct layer {
         sparse; /* allocated clusters may be holes of the host; for extents, under blocking_lock */
     uint64_t virtual_bytes;    /* at open */
     uint32_t slice_shift;      /* log2 of the guest bytes that one slice maps */
+    uint64_t slice_mask;       /* of the offset within that */
+    uint32_t entry_shift;      /* log2 of the guest bytes per byte of a slice */
     uint32_t slice_bytes;      /* of one slice on disk */
     uint32_t slices_per_table; /* of one L2 table */
     bool plain_entries; /* neither extended L2 nor an external data file: see cached_lookup_standard() */

@@ -70,6 +70,8 @@ static void set_geometry(struct layer *layer, uint32_t slice_bytes)
     layer->slices_per_table = h->cluster_bytes / layer->slice_bytes;
     entries_bits = (uint32_t)__builtin_ctz(layer->slice_bytes / h->l2_entry_bytes);
     layer->slice_shift = h->cluster_bits + entries_bits;
+    layer->slice_mask = (1ull << layer->slice_shift) - 1;
+    layer->entry_shift = h->cluster_bits - (uint32_t)__builtin_ctz(h->l2_entry_bytes);
 }
 
 static int read_l1(struct layer *layer, struct map_root *root)

@@ -106,12 +106,21 @@ static void retry_starved(struct scow_queue *q)
         read_walk(q, container_of(n, struct request, node));
 }
 
+static void start_submitted(struct scow_queue *q)
+{
+    struct list all = list_take(&q->submitted);
+    struct list_node *n;
+
+    while ((n = list_pop(&all)))
+        read_walk(q, container_of(n, struct request, node));
+}
+
 int queue_turn(struct scow_queue *q, int64_t wait_ns)
 {
     struct list done = {0};
     int ret;
 
-    notify_shards(q);
+    start_submitted(q);
     take_mail(q);
     notify_shards(q);
     do {
@@ -183,6 +192,7 @@ static int create_pools(struct scow_queue *q)
         return error_set(-ENOMEM, "out of memory");
     for (uint32_t i = 0; i < q->depth; i++) {
         q->requests[i].queue = q;
+        q->requests[i].first.request = &q->requests[i];
         q->requests[i].error = q->error_texts + (size_t)i * REQUEST_ERROR_BYTES;
         q->spare_texts[q->spare_count++] = q->error_texts + (size_t)(q->depth + i) * REQUEST_ERROR_BYTES;
         list_push(&q->free_requests, &q->requests[i].node);

@@ -51,11 +51,12 @@ struct scow_queue {
     struct transfer *transfers;
     struct list free_requests;
     struct list free_transfers;
-    struct list starved; /* walks that wait for a transfer, a bounce buffer or a cluster buffer */
-    struct list ready;   /* completed, for the next poll */
-    uint32_t in_flight;  /* accepted, completion not returned */
-    uint32_t at_shards;  /* messages out */
-    bool mail_pending;   /* some mail[].notify_shard is set */
+    struct list submitted; /* not yet walked: their lookups' memory is on its way into this CPU's cache */
+    struct list starved;   /* walks that wait for a transfer, a bounce buffer or a cluster buffer */
+    struct list ready;     /* completed, for the next poll */
+    uint32_t in_flight;    /* accepted, completion not returned */
+    uint32_t at_shards;    /* messages out */
+    bool mail_pending;     /* some mail[].notify_shard is set */
     bool event_enabled;
     bool prepared;  /* an I/O was prepared since the backend last submitted */
     int32_t broken; /* internal queues: the backend's error once it has failed */
@@ -82,8 +83,6 @@ static inline struct request *queue_take_request(struct scow_queue *q)
     if (unlikely(!n))
         return NULL;
     r = container_of(n, struct request, node);
-    r->run_known = false;
-    r->this_layer = false;
     r->pending = 1;
     r->result = 0;
     r->walked = 0;

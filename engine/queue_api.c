@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "engine/cached_lookup.h"
 #include "engine/options.h"
 #include "engine/queue.h"
 #include "engine/read.h"
@@ -54,15 +55,21 @@ static inline bool range_ok(const struct scow_queue *q, uint64_t off, uint64_t b
            !((off | bytes) & (SECTOR_BYTES - 1));
 }
 
-/* An embedder that sleeps on the descriptor has to hear of what completed while submitting. */
-static void tell_embedder(struct scow_queue *q)
+/* With the completion descriptor on, whoever sleeps on it may not be the one who submits: what completes at
+ * once is told at once. */
+ATTR_COLD static void start_now(struct scow_queue *q, struct request *r)
 {
-    if (unlikely(q->event_enabled) && !list_empty(&q->ready))
+    if (r->bytes)
+        read_walk(q, r);
+    else
+        queue_complete(q, r);
+    if (q->event_enabled && !list_empty(&q->ready))
         q->loop.backend->ops->wake(q->loop.backend);
 }
 
-static int submit_read(struct scow_queue *q, uint64_t off, struct guest_buffer buffer, uint64_t bytes,
-                       void *user_data, uint32_t flags)
+__attribute__((always_inline)) static inline int submit_read(struct scow_queue *q, uint64_t off,
+                                                             struct guest_buffer buffer, uint64_t bytes,
+                                                             void *user_data, uint32_t flags)
 {
     struct request *r;
 
@@ -77,11 +84,12 @@ static int submit_read(struct scow_queue *q, uint64_t off, struct guest_buffer b
     r->buffer = buffer;
     r->off = off;
     r->bytes = bytes;
-    if (likely(bytes))
-        read_walk(q, r);
-    else
-        queue_complete(q, r);
-    tell_embedder(q);
+    if (unlikely(q->event_enabled) || unlikely(!bytes)) {
+        start_now(q, r);
+    } else {
+        cached_lookup_prefetch(image_top(q->image), off);
+        list_push(&q->submitted, &r->node);
+    }
     return 0;
 }
 
@@ -136,7 +144,7 @@ SCOW_PUBLIC int scow_queue_write_zeroes(struct scow_queue *queue, uint64_t off, 
 /* Nothing was written, so everything written is durable. */
 SCOW_PUBLIC int scow_queue_flush(struct scow_queue *queue, void *user_data, uint32_t flags)
 {
-    return submit_read(queue, 0, (struct guest_buffer){0}, 0, user_data, flags);
+    return scow_queue_read(queue, 0, NULL, 0, user_data, flags);
 }
 
 /* ---- completions ---- */

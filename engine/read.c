@@ -52,7 +52,10 @@ static struct transfer *take_transfer(struct scow_queue *q, struct request *r)
         return &r->first;
     }
     n = list_pop(&q->free_transfers);
-    return n ? container_of(n, struct transfer, node) : NULL;
+    if (!n)
+        return NULL;
+    container_of(n, struct transfer, node)->request = r;
+    return container_of(n, struct transfer, node);
 }
 
 static void give_transfer(struct scow_queue *q, struct transfer *t)
@@ -100,7 +103,6 @@ static uint64_t start_bounced(struct scow_queue *q, struct request *r, struct fi
         return 0;
     }
     t->kind = TRANSFER_BOUNCED;
-    t->request = r;
     t->at = r->walked;
     t->bytes = part;
     t->skip = skip;
@@ -143,7 +145,6 @@ static uint64_t start_data(struct scow_queue *q, struct request *r, struct file 
     t = take_transfer(q, r);
     if (unlikely(!t))
         return 0;
-    t->request = r;
     part = point_at_guest(r, file, bytes, t);
     if (unlikely(!part)) {
         give_transfer(q, t);
@@ -181,7 +182,6 @@ static uint64_t start_inflate(struct scow_queue *q, struct request *r, const str
         counter_add(&q->counters.inflate_hits, 1);
     }
     t->kind = TRANSFER_INFLATE;
-    t->request = r;
     t->at = r->walked;
     t->bytes = (uint32_t)l->run.bytes;
     t->skip = skip;

@@ -51,11 +51,11 @@ enum transfer_kind {
 struct transfer {
     struct list_node node; /* free list, or the waiters of a cluster being inflated */
     enum transfer_kind kind;
-    struct io io; /* not for TRANSFER_INFLATE */
-    struct request *request;
-    uint64_t at;    /* position of the part in the request's buffer */
-    uint32_t bytes; /* of the part */
-    uint32_t skip;  /* bytes before the part in the bounce buffer or the inflated cluster */
+    struct io io;            /* not for TRANSFER_INFLATE */
+    struct request *request; /* set for good in request.first */
+    uint64_t at;             /* position of the part in the request's buffer */
+    uint32_t bytes;          /* of the part */
+    uint32_t skip;           /* bytes before the part in the bounce buffer or the inflated cluster */
     void *bounce;
     struct iovec iov[TRANSFER_IOV_MAX];
 };
@@ -65,7 +65,7 @@ struct request {
     struct scow_queue *queue;
     enum request_kind kind;
     bool run_known;  /* lookup.run is the next part to start: the walk was starved */
-    bool this_layer; /* REQUEST_MAP: do not descend */
+    bool this_layer; /* REQUEST_MAP: do not descend; false in others */
     bool first_in_use;
     uint32_t epoch_bucket;
     uint32_t pending; /* transfers in flight, plus one while walking */
