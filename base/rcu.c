@@ -5,6 +5,10 @@
 
 _Thread_local int rcu_thread_attached;
 
+#ifdef RCU_TELL_TSAN
+char rcu_tsan_tag;
+#endif
+
 static pthread_key_t exit_key;
 static pthread_once_t exit_key_once = PTHREAD_ONCE_INIT;
 

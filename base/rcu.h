@@ -12,6 +12,27 @@
 
 #include "base/attributes.h"
 
+#if defined(__SANITIZE_THREAD__)
+#define RCU_TELL_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define RCU_TELL_TSAN 1
+#endif
+#endif
+
+/* liburcu is not instrumented: tell ThreadSanitizer that a grace period comes after the sections that it
+ * waited for. */
+#ifdef RCU_TELL_TSAN
+void __tsan_acquire(void *addr);
+void __tsan_release(void *addr);
+extern char rcu_tsan_tag;
+#define rcu_tell_left() __tsan_release(&rcu_tsan_tag)
+#define rcu_tell_waited() __tsan_acquire(&rcu_tsan_tag)
+#else
+#define rcu_tell_left() ((void)0)
+#define rcu_tell_waited() ((void)0)
+#endif
+
 extern _Thread_local int rcu_thread_attached;
 
 /* Registers the calling thread; it is unregistered when it ends. */
@@ -32,6 +53,7 @@ static inline void rcu_enter(void)
 
 static inline void rcu_leave(void)
 {
+    rcu_tell_left();
     urcu_memb_read_unlock();
 }
 
@@ -40,6 +62,7 @@ static inline void rcu_leave(void)
 static inline void rcu_wait(void)
 {
     urcu_memb_synchronize_rcu();
+    rcu_tell_waited();
 }
 
 #endif

@@ -355,8 +355,8 @@ SCOW_PUBLIC int scow_queue_create(struct scow_image *image, const struct scow_qu
 
 /*
  * Waits for requests in flight, drops their completions and destroys the queue. Another thread than the
- * queue's may do this only while nothing is in flight; otherwise -EBUSY, and nothing was done. 0 in all other
- * cases; NULL is allowed.
+ * queue's may do this while nothing is in flight; with requests in flight io_uring answers -EBUSY to it, and
+ * nothing was done. 0 in all other cases; NULL is allowed.
  */
 SCOW_PUBLIC int scow_queue_destroy(struct scow_queue *queue);
 

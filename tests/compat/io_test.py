@@ -231,6 +231,12 @@ class Comparison:
         self.options = options
         self.rng = rng
         self.results = results
+        # Since then qemu-io knows -r, and its number parser says and accepts what it does now.
+        self.old_qemu = harness.qemu_version() < (8, 1)
+
+    def commands(self, image, count):
+        commands = random_commands(self.rng, image, count)
+        return [c.replace(" -r", "") for c in commands] if self.old_qemu else commands
 
     def qemu(self, image, arguments, stdin=None):
         r = run(["qemu-io", "-r", "-f", image.fmt, *arguments, image.path], cwd=image.folder, stdin=stdin)
@@ -256,6 +262,9 @@ class Comparison:
             self.results.check(True, name)
 
     def single(self, image):
+        if self.old_qemu:
+            self.results.skip("single commands", "texts of qemu-io 8.1 and newer")
+            return
         for command in SINGLE:
             arguments = ["-c", command]
             self.same(self.shardcow(image, arguments), self.qemu(image, arguments), f"{command!r} alone")
@@ -271,7 +280,7 @@ class Comparison:
 
     def scripts(self, image):
         """The same from standard input: failures do not stop it, quit does."""
-        commands = random_commands(self.rng, image, 30)
+        commands = self.commands(image, 30)
         waiting = [c for c in commands if not c.startswith("aio")]
         for name, lines, end in (("a good script", ["length", "read 0 512"], "\n"),
                                  ("a script", commands, "\n"),
@@ -310,7 +319,7 @@ class Comparison:
                   f"{image.name}: 400 reads in flight ({' '.join(how)})", pieces)
 
     def session(self, image, how, count):
-        commands = random_commands(self.rng, image, count)
+        commands = self.commands(image, count)
         arguments = [x for c in commands for x in ("-c", c)]
         want = self.qemu(image, arguments)
         self.same(self.shardcow(image, how + arguments), want,

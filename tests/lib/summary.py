@@ -11,7 +11,8 @@ import os
 import re
 import sys
 
-SHOWN_MAX = 40
+SHOWN_MAX = 25
+DETAIL_LINES_MAX = 12
 TAP = re.compile(r"^(ok|not ok)\b ?\d*(?: - )?(.*)$")
 CRITERION = re.compile(r"Tested:\D*(\d+)\D+Passing:\D*(\d+)\D+Failing:\D*(\d+)\D+Crashing:\D*(\d+)")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -68,7 +69,7 @@ def add_meson(total, label, entry):
         # No results of its own; or all good and it failed all the same: it crashed, or ran out of time.
         total.add("pass" if good else "fail", name, "" if good else result)
         if not good:
-            total.details[len(total.failed)] = output.splitlines()[-30:]
+            total.details[len(total.failed)] = output.splitlines()[-DETAIL_LINES_MAX:]
 
 
 def add_file(total, path):
@@ -91,7 +92,7 @@ def main():
     for what, rows, details in (("skipped", total.skipped, {}), ("FAILED", total.failed, total.details)):
         for number, (name, reason) in enumerate(rows[:SHOWN_MAX], 1):
             print(f"{what}: {name}{': ' if reason else ''}{reason}")
-            for line in details.get(number, ())[:30]:
+            for line in details.get(number, ())[:DETAIL_LINES_MAX]:
                 print(f"    {line}")
         if len(rows) > SHOWN_MAX:
             print(f"{what}: {len(rows) - SHOWN_MAX} more")

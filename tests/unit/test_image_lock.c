@@ -7,8 +7,6 @@
 #include <unistd.h>
 
 /* flock(2)'s flags of a system that never was; the names are the image locks' here. */
-#undef LOCK_READ
-#undef LOCK_WRITE
 
 #include "base/error.h"
 #include "io/image_lock.h"
