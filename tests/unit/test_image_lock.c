@@ -6,8 +6,6 @@
 #include <string.h>
 #include <unistd.h>
 
-/* flock(2)'s flags of a system that never was; the names are the image locks' here. */
-
 #include "base/error.h"
 #include "io/image_lock.h"
 #include "tests/unit/scratch.h"
