@@ -159,6 +159,19 @@ static void open_hint(const char *path, const struct scow_open_options *options,
         command_hint("formats are never guessed: if '%s' is a raw image, say so with -f raw", path);
 }
 
+/* Once per run: where io_uring is forbidden the thread pool takes over, and people who measure should know.
+ */
+static void tell_backend(const struct scow_image *image, const struct scow_open_options *options)
+{
+    struct scow_info info = SCOW_INFO_INIT;
+    static bool told;
+
+    if (told || (options->flags & SCOW_OPEN_NO_IO) || scow_get_info(image, &info) || !info.backend_why)
+        return;
+    told = true;
+    fprintf(stderr, "shardcow: note: %s: using the thread pool instead\n", info.backend_why);
+}
+
 int open_image(const char *path, const struct scow_open_options *options, struct scow_image **ret_image)
 {
     struct child_watch watch = {.open_child = options->open_child, .ctx = options->open_child_ctx};
@@ -173,6 +186,8 @@ int open_image(const char *path, const struct scow_open_options *options, struct
     if (err) {
         command_library_error(NULL, err);
         open_hint(path, options, &watch, err);
+    } else {
+        tell_backend(*ret_image, options);
     }
     return err;
 }

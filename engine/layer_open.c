@@ -54,6 +54,8 @@ static int check_supported(const struct layer *layer, bool no_io)
     if (h->crypt_method && !no_io)
         return error_set(-ENOTSUP, "header: the image is encrypted (%s): encrypted images cannot be read",
                          h->crypt_method == 1 ? "AES" : "LUKS");
+    if (!h->reftable_clusters && !no_io) /* as QEMU: only the check looks at such an image */
+        return error_set(-EINVAL, "header: refcount_table_clusters at offset 56 is 0");
     if ((h->incompatible & INCOMPAT_DATA_FILE) && layer->backing_name &&
         (h->autoclear & AUTOCLEAR_DATA_FILE_RAW))
         return error_set(

@@ -121,6 +121,9 @@ static int check_features(const struct header *h, const uint8_t *buf)
                          "header: compression type %" PRIu32 " at offset 104 contradicts the incompatible "
                          "feature bit 3",
                          h->compression);
+    if ((h->autoclear & AUTOCLEAR_DATA_FILE_RAW) && !(h->incompatible & INCOMPAT_DATA_FILE))
+        return error_set(
+            -EINVAL, "header: the data file is said to be raw (autoclear feature bit 1), but there is none");
     if (h->extended_l2 && h->cluster_bits < CLUSTER_BITS_EXTENDED_MIN)
         return error_set(-EINVAL,
                          "header: extended L2 entries need clusters of at least 16 KiB, these have "
@@ -243,15 +246,15 @@ static int decode_extensions(struct header *h, const uint8_t *buf)
                               .data_off = off + EXTENSION_HEAD_BYTES};
         int ret;
 
-        if (e.type == EXTENSION_END) {
-            off = e.data_off;
-            break;
-        }
         if (e.bytes > end - e.data_off)
             return error_set(-EINVAL,
                              "header: the extension at offset 0x%" PRIx32 " (type 0x%08" PRIx32
                              ") has %" PRIu32 " bytes, beyond the header area's end at 0x%" PRIx32,
                              off, e.type, e.bytes, end);
+        if (e.type == EXTENSION_END) {
+            off = e.data_off;
+            break;
+        }
         ret = check_extension(h, buf, &e);
         if (ret < 0)
             return ret;
@@ -305,8 +308,6 @@ static int check_tables(const struct header *h)
                          "header: the L1 table has %" PRIu32 " entries at offset 36, too few for the virtual "
                          "size, which needs %" PRIu64,
                          h->l1_count, l1_needed);
-    if (!h->reftable_clusters)
-        return error_set(-EINVAL, "header: refcount_table_clusters at offset 56 is 0");
     ret = check_table(h, "refcount table", h->reftable_off, (uint64_t)h->reftable_clusters << h->cluster_bits,
                       REFTABLE_BYTES_MAX);
     if (ret < 0)
@@ -315,9 +316,8 @@ static int check_tables(const struct header *h)
         return error_set(-EINVAL, "header: %" PRIu32 " snapshots at offset 60, more than the limit of %u",
                          h->snapshot_count, SNAPSHOTS_MAX);
     /* 40 bytes are the least that an entry has */
-    return h->snapshot_count ? check_table(h, "snapshot table", h->snapshots_off, h->snapshot_count * 40ull,
-                                           SNAPSHOT_TABLE_BYTES_MAX)
-                             : 0;
+    return check_table(h, "snapshot table", h->snapshots_off, h->snapshot_count * 40ull,
+                       SNAPSHOT_TABLE_BYTES_MAX);
 }
 
 int header_decode(const uint8_t *buf, size_t bytes, struct header *ret)
