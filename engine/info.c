@@ -84,61 +84,6 @@ SCOW_PUBLIC int scow_get_info(const struct scow_image *image, struct scow_info *
     return 0;
 }
 
-static const struct layer *qcow2_layer(const struct scow_image *image)
-{
-    const struct layer *layer = image_top(image);
-
-    if (layer->format == SCOW_FORMAT_QCOW2)
-        return layer;
-    error_set(-ENOTSUP, "a raw image has no metadata");
-    return NULL;
-}
-
-static int past_last(const char *what, uint32_t index)
-{
-    return error_set(-ERANGE, "the image has no %s number %" PRIu32, what, index);
-}
-
-SCOW_PUBLIC int scow_get_extension(const struct scow_image *image, uint32_t index, struct scow_extension *ret)
-{
-    const struct layer *layer = qcow2_layer(image);
-    struct scow_extension e = {.size = sizeof e};
-    struct extension found;
-    uint32_t cursor;
-
-    if (!layer)
-        return -ENOTSUP;
-    cursor = layer->header.extensions.off;
-    for (uint32_t i = 0; i <= index; i++)
-        if (!extension_next(&layer->header, layer->cluster0, &cursor, &found))
-            return past_last("header extension", index);
-    e.type = found.type;
-    e.data_bytes = found.bytes;
-    e.off = found.off;
-    e.data = layer->cluster0 + found.data_off;
-    result_give(ret, &e, sizeof e);
-    return 0;
-}
-
-SCOW_PUBLIC int scow_get_feature_name(const struct scow_image *image, uint32_t index,
-                                      struct scow_feature_name *ret)
-{
-    const struct layer *layer = qcow2_layer(image);
-    struct scow_feature_name name = {.size = sizeof name};
-    struct feature_name found;
-
-    if (!layer)
-        return -ENOTSUP;
-    if (index >= layer->header.feature_names.bytes / FEATURE_NAME_BYTES)
-        return past_last("feature name", index);
-    feature_name_decode(&layer->header, layer->cluster0, index, &found);
-    name.type = found.type;
-    name.bit = found.bit;
-    memcpy(name.name, found.name, sizeof name.name);
-    result_give(ret, &name, sizeof name);
-    return 0;
-}
-
 SCOW_PUBLIC int scow_counters(const struct scow_image *image, struct scow_counters *ret)
 {
     struct scow_image *im = (struct scow_image *)image; /* for the lock only */

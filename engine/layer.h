@@ -23,7 +23,6 @@
  * that nobody is left.
  */
 struct map_root {
-    uint64_t virtual_bytes;
     uint32_t l1_count;
     /* Host byte order. Writer: the allocator; readers: everyone, relaxed: an entry is one word and names a
      * table whose content is checked when it is read. */
@@ -55,10 +54,5 @@ struct layer {
     bool plain_entries; /* neither extended L2 nor an external data file: see cached_lookup_standard() */
     struct map_root *_Atomic root; /* NULL for raw and with SCOW_OPEN_NO_IO */
 };
-
-static inline uint32_t layer_cluster_bits(const struct layer *layer)
-{
-    return layer->header.cluster_bits;
-}
 
 #endif

@@ -105,7 +105,6 @@ static int load_map(struct layer *layer)
     if (!root)
         return error_set(-ENOMEM, "out of memory");
     atomic_init(&layer->root, root);
-    root->virtual_bytes = layer->virtual_bytes;
     root->l1_count = layer->header.l1_count;
     r = read_l1(layer, root);
     return r < 0 ? r : directory_create(&root->directory, slices);

@@ -96,19 +96,11 @@ static void finish_ios(struct scow_queue *q, struct list *done)
         read_io_done(q, container_of(n, struct io, node));
 }
 
-/* Whatever made them wait may be there now; those that must wait on go back in order. */
-static void retry_starved(struct scow_queue *q)
+/* Walk each: those submitted since the last turn, or those starved of something that may be there now. Who
+ * has to wait on goes back to the starved list, in order. */
+static void walk_all(struct scow_queue *q, struct list *requests)
 {
-    struct list all = list_take(&q->starved);
-    struct list_node *n;
-
-    while ((n = list_pop(&all)))
-        read_walk(q, container_of(n, struct request, node));
-}
-
-static void start_submitted(struct scow_queue *q)
-{
-    struct list all = list_take(&q->submitted);
+    struct list all = list_take(requests);
     struct list_node *n;
 
     while ((n = list_pop(&all)))
@@ -120,7 +112,7 @@ int queue_turn(struct scow_queue *q, int64_t wait_ns)
     struct list done = {0};
     int ret;
 
-    start_submitted(q);
+    walk_all(q, &q->submitted);
     take_mail(q);
     notify_shards(q);
     do {
@@ -129,7 +121,7 @@ int queue_turn(struct scow_queue *q, int64_t wait_ns)
         finish_ios(q, &done);
         take_mail(q);
         if (unlikely(!list_empty(&q->starved)))
-            retry_starved(q);
+            walk_all(q, &q->starved);
         notify_shards(q);
         wait_ns = 0;
         /* What was prepared just now must be on its way before an embedder goes to sleep. */

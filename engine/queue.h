@@ -118,9 +118,10 @@ void queue_ask_shard(struct scow_queue *queue, struct request *request);
  * it. */
 void queue_arm_event(struct scow_queue *queue);
 
-/* Internal queues: turn until request is ready, take it and return its result, with the thread's message set.
- */
+/* Internal queues: turn until request is ready, release it and return its result, with the thread's message
+ * set. Its fields may be read until the next request is taken. */
 int queue_run(struct scow_queue *queue, struct request *request);
+
 /* Adds this queue's counts to sum. Any thread. */
 void queue_add_counters(const struct scow_queue *queue, struct scow_counters *sum);
 

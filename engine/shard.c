@@ -109,7 +109,6 @@ static bool start_load(struct shard *s, struct request *r, const struct map_root
     off = (l1_entry & ENTRY_OFF_MASK) + (slice_index % layer->slices_per_table) * layer->slice_bytes;
     load->active = true;
     load->layer = layer;
-    load->slice_index = slice_index;
     load->cell = cell;
     load->waiters = (struct list){0};
     load->io = (struct io){.kind = IO_READ, .file = layer->file, .buf = load->buffer};

@@ -26,7 +26,6 @@ struct load {
     struct io io;
     bool active;
     struct layer *layer;
-    uint64_t slice_index;
     slot_cell *cell;
     uint8_t *buffer;
     uint32_t skip;       /* bytes before the slice in the aligned read */

@@ -26,8 +26,50 @@ static const struct layer *qcow2_layer(const struct scow_image *image)
 
     if (layer->format == SCOW_FORMAT_QCOW2)
         return layer;
-    error_set(-ENOTSUP, "a raw image has no tables");
+    error_set(-ENOTSUP, "a raw image has no metadata");
     return NULL;
+}
+
+/* ---- the header's lists ---- */
+
+SCOW_PUBLIC int scow_get_extension(const struct scow_image *image, uint32_t index, struct scow_extension *ret)
+{
+    const struct layer *layer = qcow2_layer(image);
+    struct scow_extension e = {.size = sizeof e};
+    struct extension found;
+    uint32_t cursor;
+
+    if (!layer)
+        return -ENOTSUP;
+    cursor = layer->header.extensions.off;
+    for (uint32_t i = 0; i <= index; i++)
+        if (!extension_next(&layer->header, layer->cluster0, &cursor, &found))
+            return not_there("header extension", index);
+    e.type = found.type;
+    e.data_bytes = found.bytes;
+    e.off = found.off;
+    e.data = layer->cluster0 + found.data_off;
+    result_give(ret, &e, sizeof e);
+    return 0;
+}
+
+SCOW_PUBLIC int scow_get_feature_name(const struct scow_image *image, uint32_t index,
+                                      struct scow_feature_name *ret)
+{
+    const struct layer *layer = qcow2_layer(image);
+    struct scow_feature_name name = {.size = sizeof name};
+    struct feature_name found;
+
+    if (!layer)
+        return -ENOTSUP;
+    if (index >= layer->header.feature_names.bytes / FEATURE_NAME_BYTES)
+        return not_there("feature name", index);
+    feature_name_decode(&layer->header, layer->cluster0, index, &found);
+    name.type = found.type;
+    name.bit = found.bit;
+    memcpy(name.name, found.name, sizeof name.name);
+    result_give(ret, &name, sizeof name);
+    return 0;
 }
 
 /* ---- tables of entries of differing length ---- */
@@ -64,6 +106,43 @@ static int find_entry(struct scow_image *im, const struct layer *layer, struct t
     return 0;
 }
 
+/* Reads the bytes of entry number index, which begins at *ret_off, into *ret_buf, which the caller frees. */
+static int read_entry(struct scow_image *im, const struct layer *layer, struct table_cursor *cursor,
+                      uint64_t table_off, uint32_t index, entry_bytes_fn *entry_bytes, uint8_t **ret_buf,
+                      uint64_t *ret_bytes, uint64_t *ret_off)
+{
+    uint64_t off, bytes;
+    uint8_t *buf;
+    int r;
+
+    r = find_entry(im, layer, cursor, table_off, index, entry_bytes, &off);
+    if (r == 0)
+        r = entry_bytes(layer, off, &bytes);
+    if (r < 0)
+        return r;
+    buf = malloc(bytes);
+    if (!buf)
+        return error_set(-ENOMEM, "out of memory");
+    r = file_read(layer->file, buf, bytes, off);
+    if (r < 0) {
+        free(buf);
+        return r;
+    }
+    *ret_buf = buf;
+    *ret_bytes = bytes;
+    *ret_off = off;
+    return 0;
+}
+
+/* What a decoder said of a whole entry: n bytes, or a negative errno; 0 bytes is an entry that its own table
+ * cuts. */
+static int entry_verdict(int64_t n, const char *table, uint64_t off)
+{
+    if (n)
+        return n < 0 ? (int)n : 0;
+    return error_set(-EINVAL, "%s: the entry at offset 0x%" PRIx64 " is cut", table, off);
+}
+
 /* ---- snapshots ---- */
 
 static int snapshot_bytes(const struct layer *layer, uint64_t off, uint64_t *ret_bytes)
@@ -85,33 +164,19 @@ static int snapshot_bytes(const struct layer *layer, uint64_t off, uint64_t *ret
     return 0;
 }
 
-/* Reads entry number index into *ret_buf, which the caller frees and into which *ret points. */
+/* *ret points into *ret_buf, which the caller frees, also on failure. */
 static int read_snapshot(struct scow_image *im, const struct layer *layer, uint32_t index, uint8_t **ret_buf,
                          struct snapshot_entry *ret)
 {
     const struct header *h = &layer->header;
     uint64_t off, bytes;
-    uint8_t *buf;
-    int64_t n;
-    int r;
+    const int r = read_entry(im, layer, &im->snapshot_cursor, h->snapshots_off, index, snapshot_bytes,
+                             ret_buf, &bytes, &off);
 
-    r = find_entry(im, layer, &im->snapshot_cursor, h->snapshots_off, index, snapshot_bytes, &off);
-    if (r == 0)
-        r = snapshot_bytes(layer, off, &bytes);
     if (r < 0)
         return r;
-    buf = malloc(bytes);
-    if (!buf)
-        return error_set(-ENOMEM, "out of memory");
-    r = file_read(layer->file, buf, bytes, off);
-    n = r < 0 ? r : snapshot_entry_decode(buf, bytes, off, h->cluster_bytes, h->virtual_bytes, ret);
-    if (n <= 0) {
-        free(buf);
-        return n < 0 ? (int)n
-                     : error_set(-EINVAL, "snapshot table: the entry at offset 0x%" PRIx64 " is cut", off);
-    }
-    *ret_buf = buf;
-    return 0;
+    return entry_verdict(snapshot_entry_decode(*ret_buf, bytes, off, h->cluster_bytes, h->virtual_bytes, ret),
+                         "snapshot table", off);
 }
 
 /* Terminated copies of names live as long as the image, one per distinct string. */
@@ -194,27 +259,13 @@ static int read_bitmap(struct scow_image *im, const struct layer *layer, uint32_
 {
     const struct header *h = &layer->header;
     uint64_t off, bytes;
-    uint8_t *buf;
-    int64_t n;
-    int r;
+    const int r = read_entry(im, layer, &im->bitmap_cursor, h->bitmap_directory_off, index, bitmap_bytes,
+                             ret_buf, &bytes, &off);
 
-    r = find_entry(im, layer, &im->bitmap_cursor, h->bitmap_directory_off, index, bitmap_bytes, &off);
-    if (r == 0)
-        r = bitmap_bytes(layer, off, &bytes);
     if (r < 0)
         return r;
-    buf = malloc(bytes);
-    if (!buf)
-        return error_set(-ENOMEM, "out of memory");
-    r = file_read(layer->file, buf, bytes, off);
-    n = r < 0 ? r : bitmap_entry_decode(buf, bytes, off, h->cluster_bytes, ret);
-    if (n <= 0) {
-        free(buf);
-        return n < 0 ? (int)n
-                     : error_set(-EINVAL, "bitmap directory: the entry at offset 0x%" PRIx64 " is cut", off);
-    }
-    *ret_buf = buf;
-    return 0;
+    return entry_verdict(bitmap_entry_decode(*ret_buf, bytes, off, h->cluster_bytes, ret), "bitmap directory",
+                         off);
 }
 
 SCOW_PUBLIC int scow_get_bitmap(const struct scow_image *image, uint32_t index, struct scow_bitmap *ret)
