@@ -19,6 +19,8 @@
 #include "base/attributes.h"
 
 #define EPOCH_OFFLINE 0u
+/* No bucket: what holds one says so by this. */
+#define EPOCH_NOT_COUNTED 2u
 
 struct epoch_clock {
     _Atomic uint64_t now; /* starts at 1. Writer: the allocator; readers: submitters, acquire */
@@ -39,7 +41,8 @@ static inline void epoch_observe(struct epoch_clock *clock, struct epoch_submitt
     /* Until the store is visible the allocator may take this submitter for offline and move on: look again
      * after it. */
     while (unlikely(atomic_load_explicit(&s->seen, memory_order_relaxed) != now)) {
-        atomic_store_explicit(&s->seen, now, memory_order_relaxed);
+        /* Release: with the epoch the allocator sees the counts that came before it. */
+        atomic_store_explicit(&s->seen, now, memory_order_release);
         atomic_thread_fence(memory_order_seq_cst);
         now = atomic_load_explicit(&clock->now, memory_order_acquire);
     }

@@ -2,6 +2,8 @@
 #ifndef BASE_MEMORY_H
 #define BASE_MEMORY_H
 
+#include <stdbool.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,6 +17,14 @@ static inline void *line_alloc(size_t bytes)
     if (posix_memalign(&p, CACHE_LINE, bytes ? bytes : 1))
         return NULL;
     return memset(p, 0, bytes);
+}
+
+static inline bool is_zero(const void *p, size_t bytes)
+{
+    const uint8_t *const b = p;
+
+    /* Equal to itself one byte on, and the first is zero. */
+    return !bytes || (!b[0] && !memcmp(b, b + 1, bytes - 1));
 }
 
 #endif

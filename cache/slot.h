@@ -34,6 +34,9 @@ struct slot {
     /* CLOCK's reference mark. Set by any reader, only when it is clear, so that a hot slot's line stays
      * shared; cleared by the owner. Relaxed: a lost mark costs one early eviction. */
     _Atomic uint8_t referenced;
+    /* The owner writes part of a block of this slice's clusters: others do not write in place. Set and
+     * cleared by the owner; it starts once the I/O epochs say that whoever did not see it is done. */
+    _Atomic uint8_t owner_only;
     slot_cell *_Atomic home;
     /* Big-endian as on disk. Behind the head, so that a reader's load of an entry does not wait for its load
      * of the head. */

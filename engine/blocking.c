@@ -106,9 +106,3 @@ SCOW_PUBLIC int scow_pread(struct scow_image *image, void *buf, size_t bytes, ui
     blocking_end(image);
     return ret;
 }
-
-SCOW_PUBLIC int scow_pwrite(struct scow_image *image, const void *buf, size_t bytes, uint64_t off)
-{
-    (void)image, (void)buf, (void)bytes, (void)off;
-    return error_set(-EROFS, "the image is open read-only");
-}

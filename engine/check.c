@@ -11,7 +11,9 @@
 
 #include "base/checked.h"
 #include "engine/image.h"
+#include "engine/repair_parts.h"
 #include "engine/options.h"
+#include "engine/repair.h"
 
 #define MEMORY_BYTES_DEFAULT (1ull << 30)
 #define THREADS_DEFAULT_MAX 16u
@@ -36,7 +38,7 @@ void check_tell(struct check *c, enum scow_problem_kind kind, const char *fmt, .
 {
     va_list args;
 
-    if (!c->options.problem)
+    if (!c->options.problem || c->quiet)
         return;
     va_start(args, fmt);
     tell(c, kind, fmt, args);
@@ -47,6 +49,8 @@ void check_report(struct check_worker *w, enum scow_problem_kind kind, const cha
 {
     va_list args;
 
+    if (w->check->quiet)
+        return;
     if (kind == SCOW_PROBLEM_CORRUPTION)
         w->tally.corruptions++;
     else if (kind == SCOW_PROBLEM_LEAK)
@@ -64,7 +68,7 @@ int check_progress(struct check *c, uint64_t units)
 {
     int stop = 0;
 
-    if (!c->options.progress)
+    if (!c->options.progress || c->quiet)
         return 0;
     pthread_mutex_lock(&c->report_lock);
     c->done += units;
@@ -74,6 +78,21 @@ int check_progress(struct check *c, uint64_t units)
     }
     pthread_mutex_unlock(&c->report_lock);
     return stop ? error_set(-ECANCELED, "the check was stopped") : 0;
+}
+
+static void note_dangling(struct check *c, uint64_t off, uint64_t bytes)
+{
+    uint64_t first = atomic_load_explicit(&c->dangling_first, memory_order_relaxed);
+    uint64_t last = atomic_load_explicit(&c->dangling_end, memory_order_relaxed), end;
+
+    if (!checked_add(off, bytes, &end))
+        end = UINT64_MAX;
+    while (off < first && !atomic_compare_exchange_weak_explicit(&c->dangling_first, &first, off,
+                                                                 memory_order_relaxed, memory_order_relaxed))
+        ;
+    while (end > last && !atomic_compare_exchange_weak_explicit(&c->dangling_end, &last, end,
+                                                                memory_order_relaxed, memory_order_relaxed))
+        ;
 }
 
 void check_region(struct check_worker *w, uint64_t off, uint64_t bytes, bool metadata)
@@ -86,6 +105,7 @@ void check_region(struct check_worker *w, uint64_t off, uint64_t bytes, bool met
     /* The last cluster may be there in part, so a region may pass the end of the file, but by less than a
      * cluster. */
     if (!checked_add(off, bytes, &end) || end >= c->file_bytes + c->cluster_bytes) {
+        note_dangling(c, off, bytes);
         if (check_first_pass(c))
             check_report(
                 w, SCOW_PROBLEM_CORRUPTION,
@@ -127,8 +147,8 @@ static void *run_worker(void *arg)
     return NULL;
 }
 
-/* Runs a phase on all threads. Where no more threads can be had, those that there are do the work. */
-static int run_phase(struct check *c, int (*phase)(struct check_worker *w))
+/* Where no more threads can be had, those that there are do the work. */
+int check_run(struct check *c, int (*phase)(struct check_worker *w))
 {
     pthread_t threads[CHECK_THREADS_MAX];
     uint32_t started = 1;
@@ -158,29 +178,45 @@ static int count_structures(struct check *c)
             return ret;
         check_region(w, c->tables[i].off, (uint64_t)c->tables[i].count * 8, true);
     }
-    check_region(w, h->snapshots_off, c->snapshot_table_bytes, true);
-    check_region(w, h->reftable_off, (uint64_t)c->reftable_count * 8, true);
+    if (c->repair && c->repair->rebuilding) {
+        repair_count_new(w);
+    } else {
+        check_region(w, h->snapshots_off, c->snapshot_table_bytes, true);
+        check_region(w, h->reftable_off, (uint64_t)c->reftable_count * 8, true);
+    }
     check_crypto(w);
     return check_bitmaps(w);
 }
 
-static int run_pass(struct check *c)
+int check_count(struct check *c)
 {
     int ret;
 
-    c->feed.table = c->feed.next = c->feed.buffer_first = c->feed.buffer_count = 0;
-    ret = run_phase(c, check_refcounts_load_phase);
+    check_feed_reset(c, c->table_count);
+    ret = check_run(c, check_refcounts_load_phase);
     if (ret == 0)
         ret = count_structures(c);
     if (ret == 0)
-        ret = run_phase(c, check_tables_phase);
-    if (ret < 0)
-        return ret;
-    check_refcounts_blocks(&c->workers[0]); /* last: it looks at what others counted */
-    ret = run_phase(c, check_refcounts_compare_phase);
+        ret = check_run(c, check_tables_phase);
+    if (ret == 0 && !(c->repair && c->repair->rebuilding))
+        check_refcounts_blocks(&c->workers[0]); /* last: it looks at what others counted */
+    return ret;
+}
+
+int check_compare(struct check *c)
+{
+    const int ret = check_run(c, check_refcounts_compare_phase);
+
     if (ret == 0)
         check_refcounts_tell(&c->workers[0]);
     return ret;
+}
+
+static int count_and_compare(struct check *c)
+{
+    const int ret = check_count(c);
+
+    return ret < 0 ? ret : check_compare(c);
 }
 
 /* The clusters that one pass can hold, a whole number of units. */
@@ -197,37 +233,44 @@ static uint64_t window_clusters(const struct check *c, uint64_t all)
     return MIN(units * c->unit_clusters, round_up(all, c->unit_clusters));
 }
 
-static int run_passes(struct check *c)
+int check_windows(struct check *c, uint64_t clusters, int (*visit)(struct check *c))
 {
-    const uint64_t all = c->clusters + 1; /* see grown */
     uint64_t window, entries = 0;
     int ret = 0;
 
     c->unit_clusters = MIN(1ull << c->refblock_shift, (uint64_t)CHECK_UNIT_CLUSTERS_MAX);
-    window = window_clusters(c, all);
+    window = window_clusters(c, clusters);
+    free(c->unit_differs);
     c->unit_differs = malloc(window / c->unit_clusters);
     if (!c->unit_differs)
         return error_set(-ENOMEM, "out of memory");
-    c->pass_count = (uint32_t)div_round_up(all, window);
+    c->pass_count = (uint32_t)div_round_up(clusters, window);
     for (uint32_t i = 0; i < c->table_count; i++)
         entries += c->tables[i].count;
-    c->total = entries * c->pass_count + 2 * div_round_up(all, c->unit_clusters);
+    c->total = entries * c->pass_count + 2 * div_round_up(clusters, c->unit_clusters);
 
     for (c->pass = 0; c->pass < c->pass_count && ret == 0; c->pass++) {
         const uint64_t first = c->pass * window;
 
-        ret = check_counts_map(&c->counts, first, MIN(window, round_up(all - first, c->unit_clusters)),
+        check_counts_unmap(&c->counts);
+        ret = check_counts_map(&c->counts, first, MIN(window, round_up(clusters - first, c->unit_clusters)),
                                c->header->refcount_order);
         if (ret < 0)
             return ret;
         c->unit_count = c->counts.count / c->unit_clusters;
-        ret = run_pass(c);
-        check_counts_unmap(&c->counts);
+        ret = visit(c);
     }
     return ret;
 }
 
-static struct check_tally sum_tallies(const struct check *c)
+int check_load(struct check *c)
+{
+    const int ret = check_refcounts_load_table(c);
+
+    return ret < 0 ? ret : check_snapshots_read(&c->workers[0]);
+}
+
+struct check_tally check_sum(const struct check *c)
 {
     struct check_tally sum = c->workers[0].tally;
 
@@ -243,9 +286,9 @@ static struct check_tally sum_tallies(const struct check *c)
     return sum;
 }
 
-static void give_result(const struct check *c, struct scow_check_result *ret)
+struct scow_check_result check_result(const struct check *c, const struct check_tally *tally)
 {
-    const struct check_tally t = sum_tallies(c);
+    const struct check_tally t = *tally;
     struct scow_check_result r = {
         .corruptions = t.corruptions,
         .leaks = t.leaks,
@@ -270,10 +313,10 @@ static void give_result(const struct check *c, struct scow_check_result *ret)
 
     r.unallocated_clusters =
         r.total_clusters - t.standard - t.zero_plain - t.zero_allocated - t.compressed_guest;
-    result_give(ret, &r, sizeof r);
+    return r;
 }
 
-static int take_options(const struct scow_check_options *given, struct scow_check_options *ret)
+int check_take_options(const struct scow_check_options *given, struct scow_check_options *ret)
 {
     struct scow_check_options o = SCOW_CHECK_OPTIONS_INIT;
     int r;
@@ -283,7 +326,7 @@ static int take_options(const struct scow_check_options *given, struct scow_chec
         if (r < 0)
             return r;
     }
-    if (o.flags)
+    if (o.flags & ~(SCOW_CHECK_REPAIR_LEAKS | SCOW_CHECK_REPAIR_ALL))
         return error_set(-EINVAL, "check options: unknown flags 0x%" PRIx32, o.flags);
     for (size_t i = 0; i < ARRAY_COUNT(o.reserved); i++)
         if (o.reserved[i])
@@ -319,14 +362,17 @@ static int create_workers(struct check *c)
     return 0;
 }
 
-static void destroy(struct check *c)
+void check_end(struct check *c)
 {
+    if (!c)
+        return;
     for (uint32_t i = 0; c->workers && i < c->options.threads; i++)
         free(c->workers[i].buf);
     free(c->workers);
     free(c->reftable);
     free(c->tables);
     free(c->unit_differs);
+    check_counts_unmap(&c->counts);
     file_close(c->own_file);
     pthread_mutex_destroy(&c->report_lock);
     pthread_mutex_destroy(&c->feed.lock);
@@ -335,23 +381,30 @@ static void destroy(struct check *c)
 
 /*
  * Metadata is read in small pieces, of which several lie in one page: with direct I/O each would cost a trip
- * to the disk. So the check reads through the page cache whatever the image does, if it can have a descriptor
- * of its own.
+ * to the disk. So the check reads (and repairs) through the page cache whatever the image does, if it can
+ * have a descriptor of its own.
  */
 static void open_file(struct check *c, struct file *file)
 {
     c->file = file;
-    if (file->direct && file->fd >= 0 && file_open_fd(file->fd, file->path, FILE_BUFFERED, &c->own_file) == 0)
+    if (file->direct && file->fd >= 0 &&
+        file_open_fd(file->fd, file->path, FILE_BUFFERED, file->writable ? FILE_WRITE : 0, &c->own_file) == 0)
         c->file = c->own_file;
 }
 
-static struct check *create(const struct layer *layer, const struct scow_check_options *options)
+int check_begin(struct scow_image *image, const struct scow_check_options *options, struct check **ret)
 {
-    struct check *c = calloc(1, sizeof *c);
+    struct layer *const layer = image_top(image);
+    struct check *c;
+    int r;
 
+    if (layer->format != SCOW_FORMAT_QCOW2)
+        return error_set(-ENOTSUP, "a raw image has nothing to check");
+    c = calloc(1, sizeof *c);
     if (!c)
-        return NULL;
+        return error_set(-ENOMEM, "out of memory");
     open_file(c, layer->file);
+    c->layer = layer;
     c->header = &layer->header;
     c->cluster0 = layer->cluster0;
     c->options = *options;
@@ -360,40 +413,75 @@ static struct check *create(const struct layer *layer, const struct scow_check_o
     c->cluster_bytes = layer->header.cluster_bytes;
     c->file_bytes = round_up(c->file->bytes, SECTOR_BYTES);
     c->clusters = div_round_up(c->file_bytes, c->cluster_bytes);
+    atomic_init(&c->dangling_first, UINT64_MAX);
     pthread_mutex_init(&c->report_lock, NULL);
     pthread_mutex_init(&c->feed.lock, NULL);
-    return c;
+    r = c->clusters <= CLUSTERS_MAX
+            ? create_workers(c)
+            : error_set(-EFBIG, "the file has %" PRIu64 " clusters, more than the limit of %" PRIu64,
+                        c->clusters, CLUSTERS_MAX);
+    if (r < 0) {
+        check_end(c);
+        return r;
+    }
+    *ret = c;
+    return 0;
+}
+
+/* Without repair. */
+static int check_only(struct scow_image *image, const struct scow_check_options *options,
+                      struct scow_check_result *ret)
+{
+    struct check *c;
+    int r = check_begin(image, options, &c);
+
+    if (r < 0)
+        return r;
+    r = check_load(c);
+    if (r == 0)
+        r = check_windows(c, c->clusters + 1, count_and_compare); /* one more: see grown */
+    if (r == 0) {
+        const struct check_tally t = check_sum(c);
+
+        *ret = check_result(c, &t);
+    }
+    check_end(c);
+    return r;
+}
+
+/* As qemu-img check -r: what is left is what another check finds, if anything was mended. */
+static int check_and_repair(struct scow_image *image, const struct scow_check_options *options,
+                            struct scow_check_result *ret)
+{
+    struct scow_check_result mended = SCOW_CHECK_RESULT_INIT;
+    int r;
+
+    if (!(image->options.flags & SCOW_OPEN_REPAIR))
+        return error_set(-EROFS, "to be repaired an image is opened for writing and for repair");
+    r = image_repair(image, options->flags, options, &mended);
+    if (r == 0 && (mended.corruptions_fixed || mended.leaks_fixed)) {
+        struct scow_check_result left;
+
+        r = check_only(image, options, &left);
+        left.corruptions_fixed = mended.corruptions_fixed;
+        left.leaks_fixed = mended.leaks_fixed;
+        mended = left;
+    }
+    if (r == 0)
+        *ret = mended;
+    return r;
 }
 
 SCOW_PUBLIC int scow_check(struct scow_image *image, const struct scow_check_options *options,
                            struct scow_check_result *ret)
 {
-    const struct layer *const layer = image_top(image);
     struct scow_check_options o;
-    struct check *c;
-    int r;
+    struct scow_check_result result;
+    int r = check_take_options(options, &o);
 
-    r = take_options(options, &o);
-    if (r < 0)
-        return r;
-    if (layer->format != SCOW_FORMAT_QCOW2)
-        return error_set(-ENOTSUP, "a raw image has nothing to check");
-    c = create(layer, &o);
-    if (!c)
-        return error_set(-ENOMEM, "out of memory");
-    if (c->clusters > CLUSTERS_MAX)
-        r = error_set(-EFBIG, "the file has %" PRIu64 " clusters, more than the limit of %" PRIu64,
-                      c->clusters, CLUSTERS_MAX);
     if (r == 0)
-        r = create_workers(c);
+        r = o.flags ? check_and_repair(image, &o, &result) : check_only(image, &o, &result);
     if (r == 0)
-        r = check_refcounts_load_table(c);
-    if (r == 0)
-        r = check_snapshots_read(&c->workers[0]);
-    if (r == 0)
-        r = run_passes(c);
-    if (r == 0)
-        give_result(c, ret);
-    destroy(c);
+        result_give(ret, &result, sizeof result);
     return r;
 }

@@ -8,6 +8,7 @@
 #include "base/byteorder.h"
 #include "base/checked.h"
 #include "engine/check.h"
+#include "engine/repair_parts.h"
 #include "format/bitmap_directory.h"
 #include "format/header.h"
 #include "format/snapshot_table.h"
@@ -37,9 +38,13 @@ static void take_snapshot(struct check_worker *w, uint32_t index, const struct s
     char id[80], name[160];
     const bool aligned = check_aligned(c, e->l1_off);
 
-    if (c->header->version >= 3 && e->extra_bytes < SNAPSHOT_EXTRA_BYTES_V3)
-        check_report(w, SCOW_PROBLEM_CORRUPTION, "ERROR snapshot table entry %" PRIu32 " is incomplete",
+    if (c->header->version >= 3 && e->extra_bytes < SNAPSHOT_EXTRA_BYTES_V3) {
+        c->snapshots_incomplete++;
+        check_report(w, SCOW_PROBLEM_CORRUPTION,
+                     c->repair && c->repair->all ? "Repairing snapshot table entry %" PRIu32 " is incomplete"
+                                                 : "ERROR snapshot table entry %" PRIu32 " is incomplete",
                      index);
+    }
     if (aligned && e->l1_count <= L1_BYTES_MAX / 8) {
         c->tables[c->table_count++] = (struct check_table){e->l1_off, e->l1_count};
         return;
@@ -94,6 +99,9 @@ int check_snapshots_read(struct check_worker *w)
     };
     uint64_t off = h->snapshots_off;
 
+    free(c->tables);
+    c->table_count = c->snapshots_incomplete = 0;
+    c->snapshot_table_bytes = 0;
     c->tables = calloc(h->snapshot_count + 1, sizeof *c->tables);
     if (!c->tables)
         return error_set(-ENOMEM, "out of memory");

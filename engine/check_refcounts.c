@@ -7,6 +7,7 @@
 
 #include "base/byteorder.h"
 #include "engine/check.h"
+#include "engine/repair_parts.h"
 #include "format/entry.h"
 #include "format/header.h"
 #include "format/refcount.h"
@@ -17,6 +18,7 @@ int check_refcounts_load_table(struct check *c)
     const size_t bytes = (size_t)h->reftable_clusters << c->cluster_bits;
     int ret;
 
+    free(c->reftable);
     c->refblock_shift = c->cluster_bits + 3 - h->refcount_order;
     c->reftable_count = (uint32_t)(bytes / 8);
     c->reftable = malloc(MAX(bytes, 8));
@@ -78,11 +80,7 @@ static bool take_unit(struct check *c, uint64_t *ret_unit)
     return *ret_unit < c->unit_count;
 }
 
-/*
- * Reads a unit's refcounts into w->buf. 1 when they are there, 0 when no block covers them, or a negative
- * errno. A unit never spans two blocks.
- */
-static int read_unit(struct check_worker *w, uint64_t unit, uint64_t *ret_first)
+int check_refcounts_read_unit(struct check_worker *w, uint64_t unit, uint64_t *ret_first, uint64_t *ret_off)
 {
     struct check *const c = w->check;
     const uint64_t first = c->counts.first + unit * c->unit_clusters;
@@ -97,18 +95,26 @@ static int read_unit(struct check_worker *w, uint64_t unit, uint64_t *ret_first)
         return ret;
     if (!off)
         return 0;
-    ret = file_read(c->file, w->buf, (size_t)(c->unit_clusters << order >> 3), off + (within << order >> 3));
+    *ret_off = off + (within << order >> 3);
+    ret = file_read(c->file, w->buf, (size_t)(c->unit_clusters << order >> 3), *ret_off);
     return ret < 0 ? ret : 1;
+}
+
+uint32_t check_unit_count(const struct check *c, uint64_t first)
+{
+    const uint64_t end = check_cluster_end(c);
+
+    return (uint32_t)(first < end ? MIN(end - first, c->unit_clusters) : 0);
 }
 
 int check_refcounts_load_phase(struct check_worker *w)
 {
     struct check *const c = w->check;
     const uint32_t order = c->header->refcount_order;
-    uint64_t unit, first;
+    uint64_t unit, first, off;
 
     while (take_unit(c, &unit)) {
-        const int found = read_unit(w, unit, &first);
+        const int found = check_refcounts_read_unit(w, unit, &first, &off);
 
         for (uint32_t i = 0; found && i < c->unit_clusters; i++) {
             const uint64_t refcount = found < 0 ? 0 : refcount_get(w->buf, order, i);
@@ -136,15 +142,19 @@ void check_refcounts_blocks(struct check_worker *w)
         const uint64_t off = c->reftable[i] & REFTABLE_OFF_MASK;
         const uint64_t cluster = check_cluster(c, off);
         const char *wrong = NULL;
+        bool damaged = true;
 
         if (c->reftable[i] & REFTABLE_RESERVED_MASK)
             wrong = "ERROR refcount table entry %" PRIu32 " has reserved bits set";
         else if (!check_aligned(c, off))
             wrong = "ERROR refcount block %" PRIu32 " is not cluster aligned; refcount table entry corrupted";
-        else if (cluster >= check_cluster_end(c))
+        else if (cluster >= check_cluster_end(c)) {
             wrong = "ERROR refcount block %" PRIu32 " is outside image";
+            damaged = c->repair && c->repair->all; /* otherwise it has nothing that could be lowered */
+        }
         if (wrong && tell)
             check_report(w, SCOW_PROBLEM_CORRUPTION, wrong, i);
+        c->damaged |= wrong && damaged;
         if (wrong || !off)
             continue;
 
@@ -152,9 +162,11 @@ void check_refcounts_blocks(struct check_worker *w)
         if (!check_counts_cover(&c->counts, cluster))
             continue;
         const uint64_t refcount = check_counts_expected(&c->counts, cluster);
-        if (refcount != 1)
-            check_report(w, SCOW_PROBLEM_CORRUPTION, "ERROR refcount block %" PRIu32 " refcount=%" PRIu64, i,
-                         refcount);
+        if (refcount == 1)
+            continue;
+        c->damaged = true;
+        check_report(w, SCOW_PROBLEM_CORRUPTION, "ERROR refcount block %" PRIu32 " refcount=%" PRIu64, i,
+                     refcount);
     }
 }
 
@@ -168,6 +180,9 @@ static bool compare_cluster(struct check_worker *w, uint64_t cluster, uint64_t r
     t->host_clusters += refcount != 0;
     t->corruptions += refcount < reference;
     t->leaks += refcount > reference;
+    t->low += refcount < reference;
+    t->low_from_zero += refcount < reference && !refcount;
+    t->ones_changed += reference && (refcount == 1) != (reference == 1);
     return refcount != reference;
 }
 
@@ -175,17 +190,21 @@ int check_refcounts_compare_phase(struct check_worker *w)
 {
     struct check *const c = w->check;
     const uint32_t order = c->header->refcount_order;
-    uint64_t unit, first;
+    uint64_t unit, first, off;
 
     while (take_unit(c, &unit)) {
-        const int found = read_unit(w, unit, &first);
-        const uint64_t end = check_cluster_end(c);
-        const uint32_t n = (uint32_t)(first < end ? MIN(end - first, c->unit_clusters) : 0);
+        const int found = check_refcounts_read_unit(w, unit, &first, &off);
+        const uint32_t n = check_unit_count(c, first);
+        const bool used =
+            (!found || c->repair) && !check_counts_none_expected(&c->counts, first, c->unit_clusters);
         bool differs = found < 0;
 
+        if (used && c->repair)
+            repair_block_used(c->repair, first >> c->refblock_shift);
+        w->tally.blocks_missing += found == 0 && used;
         if (found < 0)
             w->tally.errors += n;
-        else if (found || !check_counts_none_expected(&c->counts, first, c->unit_clusters))
+        else if (found || used)
             for (uint32_t i = 0; i < n; i++)
                 differs |= compare_cluster(w, first + i, found ? refcount_get(w->buf, order, i) : 0,
                                            check_counts_expected(&c->counts, first + i));
@@ -201,10 +220,10 @@ int check_refcounts_compare_phase(struct check_worker *w)
 static void tell_unit(struct check_worker *w, uint64_t unit)
 {
     struct check *const c = w->check;
-    uint64_t first;
-    const int found = read_unit(w, unit, &first);
+    uint64_t first, off;
+    const int found = check_refcounts_read_unit(w, unit, &first, &off);
 
-    for (uint64_t i = first; i < MIN(first + c->unit_clusters, check_cluster_end(c)); i++) {
+    for (uint64_t i = first; i < first + check_unit_count(c, first); i++) {
         if (found < 0) {
             check_tell(c, SCOW_PROBLEM_ERROR, "Can't get refcount for cluster %" PRIu64 ": %s", i,
                        strerror(-found));
@@ -230,7 +249,7 @@ void check_refcounts_tell(struct check_worker *w)
 {
     struct check *const c = w->check;
 
-    if (!c->options.problem)
+    if (!c->options.problem || c->quiet)
         return;
     for (uint64_t unit = 0; unit < c->unit_count; unit++)
         if (c->unit_differs[unit])

@@ -5,6 +5,7 @@
 
 #include "base/byteorder.h"
 #include "engine/check.h"
+#include "engine/repair_parts.h"
 #include "format/entry.h"
 #include "format/header.h"
 
@@ -12,15 +13,10 @@
 #define BATCH_MAX 16u
 #define BATCH_TABLE_BYTES (64u << 10)
 
-struct l1_work {
-    uint64_t entry;
-    uint32_t index;
-    bool active;
-};
-
 /* One L2 table on its way. */
 struct l2_scan {
     struct check_worker *w;
+    uint64_t off; /* of the table */
     bool active;
     bool copied;         /* compare the COPIED flags */
     uint64_t guest;      /* guest cluster of the table's first entry */
@@ -41,9 +37,13 @@ static int feed_fill(struct check *c, struct check_feed *feed, const struct chec
     return 0;
 }
 
-/* Takes up to max nonzero L1 entries. Returns how many, 0 at the end; *ret_passed counts the zero ones too.
- */
-static int feed_take(struct check *c, uint32_t max, struct l1_work *work, uint64_t *ret_passed)
+void check_feed_reset(struct check *c, uint32_t table_end)
+{
+    c->feed.table = c->feed.next = c->feed.buffer_first = c->feed.buffer_count = 0;
+    c->feed.table_end = table_end;
+}
+
+int check_feed_take(struct check *c, uint32_t max, struct check_l1 *work, uint64_t *ret_passed)
 {
     struct check_feed *const feed = &c->feed;
     uint32_t n = 0;
@@ -51,7 +51,7 @@ static int feed_take(struct check *c, uint32_t max, struct l1_work *work, uint64
 
     *ret_passed = 0;
     pthread_mutex_lock(&feed->lock);
-    while (n < max && feed->table < c->table_count) {
+    while (n < max && feed->table < feed->table_end) {
         const struct check_table *const table = &c->tables[feed->table];
 
         if (feed->next == table->count) {
@@ -66,7 +66,7 @@ static int feed_take(struct check *c, uint32_t max, struct l1_work *work, uint64
         }
         const uint64_t entry = get_be64(&feed->entries[feed->next - feed->buffer_first]);
         if (entry)
-            work[n++] = (struct l1_work){entry, feed->next, feed->table == 0};
+            work[n++] = (struct check_l1){entry, feed->next, feed->table == 0};
         feed->next++;
         ++*ret_passed;
     }
@@ -74,16 +74,12 @@ static int feed_take(struct check *c, uint32_t max, struct l1_work *work, uint64
     return ret < 0 ? ret : (int)n;
 }
 
-/*
- * What the refcount blocks say about a cluster, as far as this pass can tell: *ret_known is false when
- * another pass has it in its window.
- */
-static enum check_stored stored_count(struct check_worker *w, uint64_t cluster, bool *ret_known)
+enum check_stored check_stored_count(struct check_worker *w, uint64_t cluster, bool *ret_known)
 {
     struct check *const c = w->check;
     uint64_t refcount;
 
-    *ret_known = cluster > c->clusters ? check_first_pass(c) : check_counts_cover(&c->counts, cluster);
+    *ret_known = cluster > c->clusters ? c->pass == 0 : check_counts_cover(&c->counts, cluster);
     if (!*ret_known)
         return STORED_ZERO;
     if (cluster <= c->clusters)
@@ -104,6 +100,15 @@ static uint64_t refcount_to_tell(struct check_worker *w, uint64_t cluster, enum 
     return refcount;
 }
 
+/* A repair mends flags after refcounts, and judges them then. */
+static bool judge_copied(struct check_worker *w, enum check_stored stored, uint64_t entry)
+{
+    if ((stored == STORED_ONE) == ((entry & ENTRY_COPIED) != 0))
+        return true;
+    w->tally.flags++;
+    return w->check->repair != NULL;
+}
+
 static void check_copied(struct l2_scan *s, uint64_t entry)
 {
     struct check *const c = s->w->check;
@@ -112,12 +117,12 @@ static void check_copied(struct l2_scan *s, uint64_t entry)
     bool known = check_first_pass(c);
 
     if (!c->data_file)
-        stored = stored_count(s->w, cluster, &known);
+        stored = check_stored_count(s->w, cluster, &known);
     if (!known || stored == STORED_UNKNOWN)
         return;
     if (stored == STORED_MORE)
         s->w->tally.shared++;
-    if ((stored == STORED_ONE) != ((entry & ENTRY_COPIED) != 0))
+    if (!judge_copied(s->w, stored, entry))
         check_report(s->w, SCOW_PROBLEM_CORRUPTION,
                      "ERROR OFLAG_COPIED data cluster: l2_entry=%" PRIx64 " refcount=%" PRIu64, entry,
                      refcount_to_tell(s->w, cluster, stored));
@@ -153,7 +158,26 @@ static void verify_compressed(struct l2_scan *s, uint32_t index, uint64_t entry,
     t->compressed_bytes += extent.bytes;
 }
 
-static void verify_host_cluster(struct l2_scan *s, uint64_t entry, uint64_t bitmap)
+/* Returns false when the entry is mended: it has no host cluster any more. */
+static bool verify_alignment(struct l2_scan *s, uint32_t index, uint64_t entry, uint64_t bitmap)
+{
+    struct check *const c = s->w->check;
+    const bool data = c->header->extended_l2 ? bitmap_allocated(bitmap) != 0 : !(entry & ENTRY_ZERO);
+    const uint64_t off = entry & ENTRY_OFF_MASK;
+
+    if (check_aligned(c, off))
+        return true;
+    if (!data && c->repair && c->repair->all && repair_make_zero(s->w, s->off, index, entry, bitmap))
+        return false;
+    check_report(s->w, SCOW_PROBLEM_CORRUPTION,
+                 data ? "ERROR offset=%" PRIx64 ": Data cluster is not properly aligned; L2 entry corrupted."
+                      : "ERROR offset=%" PRIx64
+                        ": Preallocated cluster is not properly aligned; L2 entry corrupted.",
+                 off);
+    return true;
+}
+
+static bool verify_host_cluster(struct l2_scan *s, uint32_t index, uint64_t entry, uint64_t bitmap)
 {
     struct check *const c = s->w->check;
     const uint64_t off = entry & ENTRY_OFF_MASK;
@@ -162,22 +186,15 @@ static void verify_host_cluster(struct l2_scan *s, uint64_t entry, uint64_t bitm
         check_report(s->w, SCOW_PROBLEM_CORRUPTION,
                      "ERROR offset=%" PRIx64 ": Allocated cluster has corrupted subcluster allocation bitmap",
                      off);
-    if (!check_aligned(c, off)) {
-        const bool data = c->header->extended_l2 ? bitmap_allocated(bitmap) != 0 : !(entry & ENTRY_ZERO);
-
-        check_report(s->w, SCOW_PROBLEM_CORRUPTION,
-                     data ? "ERROR offset=%" PRIx64
-                            ": Data cluster is not properly aligned; L2 entry corrupted."
-                          : "ERROR offset=%" PRIx64
-                            ": Preallocated cluster is not properly aligned; L2 entry corrupted.",
-                     off);
-    }
+    if (!verify_alignment(s, index, entry, bitmap))
+        return false;
     if (!s->active)
-        return;
+        return true;
     s->w->tally.allocated++;
     if (s->follow_off && off != s->follow_off)
         s->w->tally.fragmented++;
     s->follow_off = off + c->cluster_bytes;
+    return true;
 }
 
 static void count_kind(struct check_tally *t, enum entry_kind kind, uint64_t bitmap)
@@ -202,24 +219,25 @@ static void count_kind(struct check_tally *t, enum entry_kind kind, uint64_t bit
     t->subclusters_zero += (unsigned)__builtin_popcount(bitmap_zero(bitmap));
 }
 
-/* Is the entry itself as it should be? */
-static void verify_entry(struct l2_scan *s, uint32_t index, uint64_t entry, uint64_t bitmap,
+/* Is the entry itself as it should be? Returns false when it was mended and refers to nothing any more. */
+static bool verify_entry(struct l2_scan *s, uint32_t index, uint64_t entry, uint64_t bitmap,
                          enum entry_kind kind)
 {
     if (s->active && s->guest + index < s->guest_end)
         count_kind(&s->w->tally, kind, bitmap);
     if (kind == ENTRY_IS_COMPRESSED) {
         verify_compressed(s, index, entry, bitmap);
-        return;
+        return true;
     }
     if (entry & L2_RESERVED_MASK)
         check_report(s->w, SCOW_PROBLEM_CORRUPTION, "ERROR found l2 entry with reserved bits set: %" PRIx64,
                      entry);
     if (kind == ENTRY_NORMAL || kind == ENTRY_ZERO_ALLOCATED)
-        verify_host_cluster(s, entry, bitmap);
-    else if (kind == ENTRY_UNALLOCATED && bitmap_allocated(bitmap))
+        return verify_host_cluster(s, index, entry, bitmap);
+    if (kind == ENTRY_UNALLOCATED && bitmap_allocated(bitmap))
         check_report(s->w, SCOW_PROBLEM_CORRUPTION,
                      "ERROR: Unallocated cluster has non-zero subcluster allocation map");
+    return true;
 }
 
 static void scan_entry(struct l2_scan *s, uint32_t index, uint64_t entry, uint64_t bitmap)
@@ -227,8 +245,8 @@ static void scan_entry(struct l2_scan *s, uint32_t index, uint64_t entry, uint64
     struct check *const c = s->w->check;
     const enum entry_kind kind = entry_kind(entry, c->header->extended_l2, c->data_file);
 
-    if (check_first_pass(c))
-        verify_entry(s, index, entry, bitmap, kind);
+    if (check_first_pass(c) && !verify_entry(s, index, entry, bitmap, kind))
+        return;
     if (kind == ENTRY_IS_COMPRESSED && !c->data_file && !bitmap) {
         const struct compressed_extent extent = entry_compressed(entry, c->cluster_bits);
 
@@ -241,7 +259,7 @@ static void scan_entry(struct l2_scan *s, uint32_t index, uint64_t entry, uint64
     }
 }
 
-static int scan_l2_table(struct l2_scan *s, uint64_t l2_off)
+static int scan_l2_table(struct l2_scan *s)
 {
     struct check *const c = s->w->check;
     const uint32_t entry_bytes = c->header->l2_entry_bytes;
@@ -251,10 +269,10 @@ static int scan_l2_table(struct l2_scan *s, uint64_t l2_off)
     for (uint64_t at = 0; at < c->cluster_bytes; at += slice_bytes) {
         const uint8_t *p = s->w->buf;
         const uint8_t *const end = p + slice_bytes;
-        const int ret = file_read(c->file, s->w->buf, slice_bytes, l2_off + at);
+        const int ret = file_read(c->file, s->w->buf, slice_bytes, s->off + at);
 
         if (ret < 0)
-            return error_prefix(ret, "L2 table at offset 0x%" PRIx64, l2_off);
+            return error_prefix(ret, "L2 table at offset 0x%" PRIx64, s->off);
         for (; p < end; p += entry_bytes, index++) {
             const uint64_t entry = get_be64(p);
             const uint64_t bitmap = entry_bytes == 16 ? get_be64(p + 8) : 0;
@@ -267,7 +285,7 @@ static int scan_l2_table(struct l2_scan *s, uint64_t l2_off)
 }
 
 /* The COPIED flag of an active L1 entry. Returns whether those of its L2 table are to be checked too. */
-static bool check_l1_copied(struct check_worker *w, const struct l1_work *l1)
+static bool check_l1_copied(struct check_worker *w, const struct check_l1 *l1)
 {
     struct check *const c = w->check;
     const uint64_t cluster = check_cluster(c, l1->entry & ENTRY_OFF_MASK);
@@ -275,14 +293,14 @@ static bool check_l1_copied(struct check_worker *w, const struct l1_work *l1)
     uint64_t refcount;
     bool known;
 
-    stored = stored_count(w, cluster, &known);
+    stored = check_stored_count(w, cluster, &known);
     /* Another pass judges the flag, but whether the count can be read decides about the table in every pass.
      */
     if (!known)
         return check_refcounts_lookup(w, cluster, &refcount) == 0;
     if (stored == STORED_UNKNOWN)
         return false;
-    if ((stored == STORED_ONE) != ((l1->entry & ENTRY_COPIED) != 0))
+    if (!judge_copied(w, stored, l1->entry))
         check_report(w, SCOW_PROBLEM_CORRUPTION,
                      "ERROR OFLAG_COPIED L2 cluster: l1_index=%" PRIu32 " l1_entry=%" PRIx64
                      " refcount=%" PRIu64,
@@ -290,12 +308,13 @@ static bool check_l1_copied(struct check_worker *w, const struct l1_work *l1)
     return true;
 }
 
-static int scan_l1_entry(struct check_worker *w, const struct l1_work *l1)
+static int scan_l1_entry(struct check_worker *w, const struct check_l1 *l1)
 {
     struct check *const c = w->check;
     const uint64_t l2_off = l1->entry & ENTRY_OFF_MASK;
     struct l2_scan scan = {
         .w = w,
+        .off = l2_off,
         .active = l1->active,
         .guest = (uint64_t)l1->index << c->header->l2_entries_bits,
         .guest_end = div_round_up(round_down(c->header->virtual_bytes, SECTOR_BYTES), c->cluster_bytes),
@@ -313,20 +332,20 @@ static int scan_l1_entry(struct check_worker *w, const struct l1_work *l1)
     }
     check_region(w, l2_off, c->cluster_bytes, true);
     /* Snapshots' flags mean nothing; QEMU leaves an entry without an offset out too. */
-    scan.copied = l1->active && l2_off && check_l1_copied(w, l1);
-    return scan_l2_table(&scan, l2_off);
+    scan.copied = !c->quiet && l1->active && l2_off && check_l1_copied(w, l1);
+    return scan_l2_table(&scan);
 }
 
 int check_tables_phase(struct check_worker *w)
 {
     struct check *const c = w->check;
     const uint32_t batch = (uint32_t)MIN(BATCH_MAX, MAX(BATCH_TABLE_BYTES / c->cluster_bytes, 1));
-    struct l1_work work[BATCH_MAX];
+    struct check_l1 work[BATCH_MAX];
     uint64_t passed;
     int n, ret = 0;
 
     while (!atomic_load_explicit(&c->stop, memory_order_relaxed) &&
-           (n = feed_take(c, batch, work, &passed)) != 0) {
+           (n = check_feed_take(c, batch, work, &passed)) != 0) {
         if (n < 0)
             return n;
         for (int i = 0; i < n && ret == 0; i++)

@@ -37,6 +37,19 @@ void guest_buffer_copy(const struct guest_buffer *b, uint64_t at, const void *fr
     }
 }
 
+void guest_buffer_gather(const struct guest_buffer *b, uint64_t at, void *to, uint64_t bytes)
+{
+    while (bytes) {
+        uint64_t n;
+        const uint8_t *const p = contiguous(b, at, bytes, &n);
+
+        memcpy(to, p, n);
+        to = (uint8_t *)to + n;
+        at += n;
+        bytes -= n;
+    }
+}
+
 void guest_buffer_zero(const struct guest_buffer *b, uint64_t at, uint64_t bytes)
 {
     while (bytes) {

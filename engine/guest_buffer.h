@@ -15,6 +15,8 @@ struct guest_buffer {
 
 /* Copy bytes bytes to position at, or fill them with zeros. The range is within the buffer. */
 void guest_buffer_copy(const struct guest_buffer *b, uint64_t at, const void *from, uint64_t bytes);
+void guest_buffer_gather(const struct guest_buffer *b, uint64_t at, void *to,
+                         uint64_t bytes); /* the other way */
 void guest_buffer_zero(const struct guest_buffer *b, uint64_t at, uint64_t bytes);
 
 /*

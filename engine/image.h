@@ -13,6 +13,7 @@
 #include "io/env.h"
 #include "shardcow.h"
 
+struct allocator;
 struct shard;
 
 /* A name from the image that the caller was given: freed with the image. */
@@ -40,6 +41,7 @@ struct scow_image {
     struct env *env;                  /* where threads, time, randomness and backends come from */
     struct scow_open_options options; /* with the defaults filled in */
     bool no_io;
+    bool writable;
 
     struct layer *layers[CHAIN_DEPTH_MAX + 1]; /* by depth */
     uint32_t layer_count;
@@ -48,7 +50,8 @@ struct scow_image {
 
     /* Set once by the first queue, under lock. */
     struct shard *shards;
-    uint32_t shard_count; /* as it will be, from open on */
+    uint32_t shard_count;        /* as it will be, from open on */
+    struct allocator *allocator; /* with the shards, when writable and qcow2 */
     uint32_t slots_per_shard;
     uint32_t slice_bytes; /* of a slot: the largest slice of the chain */
     bool running;
@@ -57,11 +60,20 @@ struct scow_image {
     const char *backend_why;            /* NULL, or why the default was not taken */
 
     struct epoch_clock clock;
+    /* Compressed clusters of the top layer that were freed: an inflated copy from before may be of another
+     * cluster in the same place. Writers: shards, after the entry has changed (release). Readers: queues,
+     * before they look an entry up (acquire), so that what was read by an old entry is never taken for a new
+     * one's. */
+    _Atomic uint64_t inflate_generation;
+    /* Nonzero: writes are refused with it. Set once, by the allocator. */
+    _Atomic int32_t write_error;
+    uint8_t *zeros; /* a cluster's worth, page-aligned; never written */
 
     pthread_mutex_t lock; /* queue creation and destruction, thread start */
     /* Writer: queue creation and destruction, under lock. Readers: shards, inside an RCU read-side section.
      */
     struct scow_queue *_Atomic *queues;
+    uint32_t queue_places;                              /* the length of queues */
     _Atomic uint32_t queues_end;                        /* one past the highest index ever used; grows only */
     struct kept_string *strings[KEPT_BUCKETS];          /* by hash; under lock */
     struct table_cursor snapshot_cursor, bitmap_cursor; /* the last entry asked for; under lock */
@@ -70,6 +82,14 @@ struct scow_image {
     pthread_mutex_t blocking_lock;     /* serialises the blocking helpers */
     struct scow_queue *blocking_queue; /* created on first use, under blocking_lock */
 };
+
+/* Places in image.queues: the blocking helpers' queue, one reader per shard, then the embedder's. */
+#define QUEUE_INDEX_BLOCKING 0u
+
+static inline uint32_t image_reader_index(uint32_t shard_index)
+{
+    return 1 + shard_index;
+}
 
 static inline struct layer *image_top(const struct scow_image *image)
 {
@@ -80,6 +100,9 @@ static inline struct layer *image_top(const struct scow_image *image)
  * success. */
 int image_open(struct env *env, struct file *file, const struct scow_open_options *options,
                struct scow_image **ret_image);
+
+/* Frees what image_open() made; nothing runs any more. */
+void image_free(struct scow_image *image);
 
 /* Starts the shards if they do not run yet. */
 int image_start(struct scow_image *image);

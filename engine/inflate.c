@@ -45,14 +45,16 @@ void inflate_pool_destroy(struct inflate_pool *p)
     *p = (struct inflate_pool){0};
 }
 
-struct inflated *inflate_find(struct inflate_pool *p, struct layer *layer, uint64_t entry)
+struct inflated *inflate_find(struct inflate_pool *p, struct layer *layer, uint64_t entry,
+                              uint64_t generation)
 {
     struct inflated *oldest = NULL;
 
     for (uint32_t i = 0; i < p->count; i++) {
         struct inflated *s = &p->slots[i];
 
-        if (s->state != INFLATED_EMPTY && s->layer == layer && s->entry == entry) {
+        if (s->state != INFLATED_EMPTY && s->layer == layer && s->entry == entry &&
+            s->generation == generation) {
             s->last_use = ++p->uses;
             return s;
         }
@@ -63,6 +65,7 @@ struct inflated *inflate_find(struct inflate_pool *p, struct layer *layer, uint6
         oldest->state = INFLATED_EMPTY;
         oldest->layer = layer;
         oldest->entry = entry;
+        oldest->generation = generation;
         oldest->last_use = ++p->uses;
     }
     return oldest;

@@ -32,6 +32,7 @@ struct inflated {
     struct io io;
     struct layer *layer;
     uint64_t entry;
+    uint64_t generation; /* of the image's compressed clusters, when it was looked up */
     uint64_t last_use;
     uint32_t skip;       /* bytes before the extent in the aligned read */
     struct list waiters; /* of transfer.node */
@@ -57,7 +58,8 @@ void inflate_pool_destroy(struct inflate_pool *p);
  * The buffer that holds or loads the cluster; else one to load it into, in state INFLATED_EMPTY with the key
  * set; NULL when all are loading.
  */
-struct inflated *inflate_find(struct inflate_pool *p, struct layer *layer, uint64_t entry);
+struct inflated *inflate_find(struct inflate_pool *p, struct layer *layer, uint64_t entry,
+                              uint64_t generation);
 
 /* Set up slot->io to read the compressed extent, and the state. */
 void inflate_start(struct inflated *slot);

@@ -8,6 +8,7 @@
 #include "engine/image.h"
 #include "engine/options.h"
 #include "engine/queue.h"
+#include "engine/allocator.h"
 #include "engine/shard.h"
 
 SCOW_PUBLIC const char *scow_version(void)
@@ -95,13 +96,28 @@ SCOW_PUBLIC int scow_counters(const struct scow_image *image, struct scow_counte
     for (uint32_t i = 0; i < atomic_load_explicit(&im->queues_end, memory_order_relaxed); i++) {
         const struct scow_queue *q = atomic_load_explicit(&im->queues[i], memory_order_relaxed);
 
-        if (q)
+        if (q && !(i > QUEUE_INDEX_BLOCKING &&
+                   i <= im->shard_count)) /* the shards' readers copy: nobody's requests */
             queue_add_counters(q, &sum);
     }
     for (uint32_t i = 0; im->running && i < im->shard_count; i++) {
+        sum.clusters_allocated += counter_get(&im->shards[i].allocated);
+        sum.cow_bytes += counter_get(&im->shards[i].cow_bytes);
+        sum.slice_writes += counter_get(&im->shards[i].slice_writes);
         sum.slice_loads += counter_get(&im->shards[i].loads_count);
         sum.slice_coalesced += counter_get(&im->shards[i].coalesced);
         sum.slice_evictions += counter_get(&im->shards[i].evictions);
+    }
+    if (im->running && im->allocator) {
+        const struct allocator *a = im->allocator;
+
+        sum.commits = counter_get(&a->commits);
+        sum.syncs = counter_get(&a->syncs);
+        sum.leases = counter_get(&a->leases);
+        sum.leased = counter_get(&a->leased);
+        sum.freed_pending = counter_get(&a->pending);
+        sum.freed_punched = counter_get(&a->punched);
+        sum.freed_skipped = counter_get(&a->skipped);
     }
     pthread_mutex_unlock(&im->lock);
     result_give(ret, &sum, sizeof sum);

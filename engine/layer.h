@@ -18,12 +18,14 @@
 #include "shardcow.h"
 
 /*
- * What a change of the image's size replaces as a whole. Requests reach it through layer.root while they are
- * counted in an I/O epoch, shards within a turn: whoever replaces it keeps the old one until the epochs say
- * that nobody is left.
+ * What maps guest offsets. An image that is open for writing has address space for all that it may grow to,
+ * so that growing moves nothing.
  */
 struct map_root {
-    uint32_t l1_count;
+    /* Writer: the allocator, when the image grows: there is room (l1_room) and entries are there before the
+     * count says so (release); readers: acquire. */
+    _Atomic uint32_t l1_count;
+    uint32_t l1_room;
     /* Host byte order. Writer: the allocator; readers: everyone, relaxed: an entry is one word and names a
      * table whose content is checked when it is read. */
     _Atomic uint64_t *l1;
@@ -43,9 +45,11 @@ struct layer {
     uint8_t *cluster0; /* the first cluster's bytes: spans in header point into it */
     char *backing_name, *backing_format, *data_file_name; /* terminated copies; NULL: none */
 
+    bool grows; /* open for writing: has room for more */
     bool sparse_known,
         sparse; /* allocated clusters may be holes of the host; for extents, under blocking_lock */
-    uint64_t virtual_bytes;    /* at open */
+    _Atomic uint64_t
+        virtual_bytes;         /* Writer: the allocator, when the image grows, behind l1_count (release) */
     uint32_t slice_shift;      /* log2 of the guest bytes that one slice maps */
     uint64_t slice_mask;       /* of the offset within that */
     uint32_t entry_shift;      /* log2 of the guest bytes per byte of a slice */

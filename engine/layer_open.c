@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/byteorder.h"
 #include "base/checked.h"
@@ -68,6 +69,8 @@ static void set_geometry(struct layer *layer, uint32_t slice_bytes)
     const struct header *h = &layer->header;
     uint32_t entries_bits;
 
+    if (layer->grows)
+        slice_bytes = MAX(slice_bytes, layer->file->io_align);
     layer->slice_bytes = MIN(slice_bytes, h->cluster_bytes);
     layer->slices_per_table = h->cluster_bytes / layer->slice_bytes;
     entries_bits = (uint32_t)__builtin_ctz(layer->slice_bytes / h->l2_entry_bytes);
@@ -76,15 +79,25 @@ static void set_geometry(struct layer *layer, uint32_t slice_bytes)
     layer->entry_shift = h->cluster_bits - (uint32_t)__builtin_ctz(h->l2_entry_bytes);
 }
 
+static void *reserve(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    return p == MAP_FAILED ? NULL : p;
+}
+
 static int read_l1(struct layer *layer, struct map_root *root)
 {
     const size_t bytes = (size_t)root->l1_count * sizeof *root->l1;
     uint64_t *raw;
     int r;
 
-    if (!bytes)
+    if (!bytes && !layer->grows)
         return 0;
-    root->l1 = calloc(root->l1_count, sizeof *root->l1);
+    root->l1_room = layer->grows ? L1_BYTES_MAX / sizeof *root->l1 : root->l1_count;
+    root->l1 = reserve(root->l1_room * sizeof *root->l1);
+    if (!bytes)
+        return root->l1 ? 0 : error_set(-ENOMEM, "out of memory");
     raw = malloc(bytes);
     r = root->l1 && raw ? file_read(layer->file, raw, bytes, layer->header.l1_off)
                         : error_set(-ENOMEM, "out of memory");
@@ -96,9 +109,21 @@ static int read_l1(struct layer *layer, struct map_root *root)
     return r;
 }
 
+/* Slices that an image may come to have while it is open: all that L1 allows, if that takes no more than this
+ * much address space, else a multiple of what it has. */
+#define GROW_SLICES (32ull << 20)
+#define GROW_FACTOR 16u
+
+static uint64_t slices_room(const struct layer *layer)
+{
+    const uint64_t now = div_round_up(layer->virtual_bytes, 1ull << layer->slice_shift);
+    const uint64_t all = (uint64_t)L1_BYTES_MAX / sizeof(uint64_t) * layer->slices_per_table;
+
+    return layer->grows ? MAX(now, MIN(all, MAX(GROW_SLICES, now * GROW_FACTOR))) : now;
+}
+
 static int load_map(struct layer *layer)
 {
-    const uint64_t slices = div_round_up(layer->virtual_bytes, 1ull << layer->slice_shift);
     struct map_root *root = calloc(1, sizeof *root);
     int r;
 
@@ -107,7 +132,7 @@ static int load_map(struct layer *layer)
     atomic_init(&layer->root, root);
     root->l1_count = layer->header.l1_count;
     r = read_l1(layer, root);
-    return r < 0 ? r : directory_create(&root->directory, slices);
+    return r < 0 ? r : directory_create(&root->directory, slices_room(layer));
 }
 
 static int open_qcow2(struct layer *layer, uint32_t slice_bytes, bool no_io)
@@ -125,8 +150,8 @@ static int open_qcow2(struct layer *layer, uint32_t slice_bytes, bool no_io)
     return no_io ? 0 : load_map(layer);
 }
 
-int layer_open(struct file *file, enum scow_format format, uint32_t depth, uint32_t slice_bytes, bool no_io,
-               struct layer **ret)
+int layer_open(struct file *file, enum scow_format format, uint32_t depth,
+               const struct layer_options *options, struct layer **ret)
 {
     struct layer *layer = calloc(1, sizeof *layer);
     int r = 0;
@@ -139,8 +164,9 @@ int layer_open(struct file *file, enum scow_format format, uint32_t depth, uint3
     layer->depth = depth;
     layer->file = file;
     layer->data_file = file;
+    layer->grows = options->grows;
     if (format == SCOW_FORMAT_QCOW2)
-        r = open_qcow2(layer, slice_bytes, no_io);
+        r = open_qcow2(layer, options->slice_bytes, options->no_io);
     else /* as QEMU, which counts sectors: what is missing of the last one reads as zeros */
         layer->virtual_bytes = round_up(file->bytes, SECTOR_BYTES);
     if (r < 0) {
@@ -152,23 +178,40 @@ int layer_open(struct file *file, enum scow_format format, uint32_t depth, uint3
     return 0;
 }
 
-void layer_close(struct layer *layer)
+static void unload(struct layer *layer)
 {
-    if (!layer)
-        return;
     struct map_root *root = atomic_load_explicit(&layer->root, memory_order_relaxed);
 
     if (root) {
         directory_destroy(&root->directory);
-        free((void *)root->l1);
+        if (root->l1)
+            munmap((void *)root->l1, root->l1_room * sizeof *root->l1);
         free(root);
     }
-    if (layer->data_file != layer->file)
-        file_close(layer->data_file);
-    file_close(layer->file);
+    atomic_store_explicit(&layer->root, NULL, memory_order_relaxed);
     free(layer->cluster0);
     free(layer->backing_name);
     free(layer->backing_format);
     free(layer->data_file_name);
+    layer->cluster0 = NULL;
+    layer->backing_name = layer->backing_format = layer->data_file_name = NULL;
+}
+
+int layer_reload(struct layer *layer)
+{
+    const uint32_t slice_bytes = layer->slice_bytes;
+
+    unload(layer);
+    return open_qcow2(layer, slice_bytes, false);
+}
+
+void layer_close(struct layer *layer)
+{
+    if (!layer)
+        return;
+    unload(layer);
+    if (layer->data_file != layer->file)
+        file_close(layer->data_file);
+    file_close(layer->file);
     free(layer);
 }

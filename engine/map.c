@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include "base/attributes.h"
+#include "base/guard.h"
 #include "format/entry.h"
 
 static uint64_t load_entry(const _Atomic uint64_t *entries, uint64_t index)
@@ -151,6 +152,74 @@ enum map_status map_slice(const struct layer *layer, const _Atomic uint64_t *ent
     run.bytes = MIN(run.bytes, limit);
     *ret_run = run;
     return MAP_OK;
+}
+
+enum map_status map_cluster(const struct layer *layer, const _Atomic uint64_t *entries, uint64_t off,
+                            struct cluster_view *ret, struct map_fault *ret_fault)
+{
+    const bool extended = layer->header.extended_l2;
+    const uint32_t bits = layer->header.cluster_bits;
+    const uint64_t cluster_off = round_down(off, layer->header.cluster_bytes);
+    const uint64_t index = ((off & layer->slice_mask) >> bits) << extended;
+    struct cluster_view v = {.entry = load_entry(entries, index)};
+    enum map_status status;
+
+    v.bitmap = extended ? load_entry(entries, index + 1) : 0;
+    v.kind = entry_kind(v.entry, extended, layer->has_data_file);
+    v.copied = v.entry & ENTRY_COPIED || !GUARD(COPIED);
+    v.host_off = layer->has_data_file ? cluster_off : v.entry & ENTRY_OFF_MASK;
+    status = check_cluster(layer, cluster_off, v.entry, v.kind, ret_fault);
+    if (status != MAP_OK)
+        return status;
+    if (extended &&
+        (v.kind == ENTRY_IS_COMPRESSED ? v.bitmap != 0 : !bitmap_valid(v.bitmap, v.kind == ENTRY_NORMAL)))
+        return fault(ret_fault, MAP_BITMAP, cluster_off, v.entry, v.bitmap);
+    *ret = v;
+    return MAP_OK;
+}
+
+/* Of one cluster, from off to the end of what is alike. */
+static uint64_t in_place_piece(const struct layer *layer, const struct cluster_view *v, uint64_t off)
+{
+    const uint32_t cluster_bytes = layer->header.cluster_bytes;
+    const uint64_t within = off & (cluster_bytes - 1);
+    const uint32_t sub_shift = layer->header.cluster_bits - 5;
+    uint32_t sub = (uint32_t)(within >> sub_shift);
+
+    if (v->kind != ENTRY_NORMAL || !v->copied)
+        return 0;
+    if (!layer->header.extended_l2)
+        return cluster_bytes - within;
+    while (sub < SUBCLUSTERS_PER_CLUSTER && bitmap_allocated(v->bitmap) & (1u << sub))
+        sub++;
+    return (uint64_t)sub << sub_shift > within ? ((uint64_t)sub << sub_shift) - within : 0;
+}
+
+uint64_t map_in_place(const struct layer *layer, const _Atomic uint64_t *entries, uint64_t off,
+                      uint64_t bytes_max, uint64_t *ret_host_off)
+{
+    const uint64_t limit = MIN(bytes_max, map_slice_rest(layer, off)), mask = layer->header.cluster_bytes - 1;
+    struct map_fault ignored;
+    struct cluster_view v;
+    uint64_t n = 0;
+
+    while (n < limit) {
+        uint64_t piece;
+
+        if (map_cluster(layer, entries, off + n, &v, &ignored) != MAP_OK)
+            break; /* the owner will say what is wrong */
+        piece = in_place_piece(layer, &v, off + n);
+        if (!n)
+            *ret_host_off = v.host_off + (off & mask);
+        else if (v.host_off + ((off + n) & mask) != *ret_host_off + n)
+            break;
+        if (!piece)
+            break;
+        n += piece;
+        if ((off + n) & mask)
+            break; /* the cluster goes on otherwise */
+    }
+    return MIN(n, limit);
 }
 
 void map_fault_text(const struct layer *layer, const struct map_fault *f, char *buf, size_t buf_bytes)

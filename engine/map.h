@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "engine/layer.h"
+#include "format/entry.h"
 
 enum run_kind {
     RUN_UNALLOCATED, /* this layer has nothing: the backing file decides, or zeros */
@@ -51,6 +52,25 @@ struct map_fault {
  */
 enum map_status map_slice(const struct layer *layer, const _Atomic uint64_t *entries, uint64_t guest_off,
                           uint64_t bytes_max, struct run *ret_run, struct map_fault *ret_fault);
+
+/* One cluster's entry, validated. */
+struct cluster_view {
+    enum entry_kind kind;
+    bool copied;
+    uint64_t entry, bitmap;
+    uint64_t host_off; /* of the cluster; with a data file its guest offset */
+};
+
+/* The entry of the cluster that guest_off lies in. On anything but MAP_OK only *ret_fault is set. */
+enum map_status map_cluster(const struct layer *layer, const _Atomic uint64_t *entries, uint64_t guest_off,
+                            struct cluster_view *ret, struct map_fault *ret_fault);
+
+/*
+ * How many bytes from guest_off on, within bytes_max and the slice, may be written where they are: data (not
+ * zeros, not compressed) in clusters that nothing else refers to, contiguous from *ret_host_off on. 0: none.
+ */
+uint64_t map_in_place(const struct layer *layer, const _Atomic uint64_t *entries, uint64_t guest_off,
+                      uint64_t bytes_max, uint64_t *ret_host_off);
 
 /* Describe a fault into buf, naming table and offset. */
 void map_fault_text(const struct layer *layer, const struct map_fault *fault, char *buf, size_t buf_bytes);

@@ -5,12 +5,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/checked.h"
 #include "base/error.h"
 #include "engine/image.h"
 #include "engine/layer_open.h"
+#include "engine/open_write.h"
 #include "engine/options.h"
 #include "engine/queue.h"
 #include "engine/shard.h"
@@ -20,7 +22,12 @@
 #define SLICE_BYTES_MIN 512u
 #define SLICE_BYTES_MAX (64u << 10)
 #define CACHE_BYTES_DEFAULT (32ull << 20)
-#define OPEN_FLAGS_KNOWN (SCOW_OPEN_WRITE | SCOW_OPEN_NO_LOCK | SCOW_OPEN_NO_IO | SCOW_OPEN_BACKING_BUFFERED)
+/* Per shard, by default, even where a small image has fewer slices: it may grow. */
+#define SLOTS_MIN 8u
+#define COMMIT_INTERVAL_MS_DEFAULT 1000u
+#define OPEN_FLAGS_KNOWN                                                                                     \
+    (SCOW_OPEN_WRITE | SCOW_OPEN_NO_LOCK | SCOW_OPEN_NO_IO | SCOW_OPEN_BACKING_BUFFERED |                    \
+     SCOW_OPEN_WRITETHROUGH | SCOW_OPEN_REPAIR | SCOW_OPEN_NO_PUNCH)
 
 /* ---- options ---- */
 
@@ -40,8 +47,10 @@ static int check_options(const struct scow_open_options *o)
             return error_set(-EINVAL, "open options: a reserved field is set");
     if (o->flags & ~OPEN_FLAGS_KNOWN)
         return error_set(-EINVAL, "open options: unknown flags 0x%" PRIx32, o->flags & ~OPEN_FLAGS_KNOWN);
-    if (o->flags & SCOW_OPEN_WRITE)
-        return error_set(-EROFS, "this version opens images read-only");
+    if (o->flags & SCOW_OPEN_WRITE && o->flags & SCOW_OPEN_NO_IO)
+        return error_set(-EINVAL, "open options: SCOW_OPEN_WRITE and SCOW_OPEN_NO_IO exclude each other");
+    if (o->flags & SCOW_OPEN_REPAIR && !(o->flags & SCOW_OPEN_WRITE))
+        return error_set(-EINVAL, "open options: SCOW_OPEN_REPAIR needs SCOW_OPEN_WRITE");
     if (o->format != SCOW_FORMAT_QCOW2 && o->format != SCOW_FORMAT_RAW)
         return error_set(-EINVAL, "open options: format %d is unknown: formats are named, never guessed",
                          (int)o->format);
@@ -50,6 +59,7 @@ static int check_options(const struct scow_open_options *o)
                          "open options: slice_bytes %" PRIu32 " is not a power of two of at least %u",
                          o->slice_bytes, SLICE_BYTES_MIN);
     if ((r = check_option("backend", o->backend, SCOW_BACKEND_NULL)) < 0 ||
+        (r = check_option("detect_zeroes", o->detect_zeroes, SCOW_DETECT_ZEROES_UNMAP)) < 0 ||
         (r = check_option("io_mode", o->io_mode, SCOW_IO_BUFFERED)) < 0 ||
         (r = check_option("slice_bytes", o->slice_bytes, SLICE_BYTES_MAX)) < 0 ||
         (r = check_option("shards", o->shards, SHARDS_MAX)) < 0 ||
@@ -65,6 +75,8 @@ static void fill_defaults(struct scow_open_options *o)
         o->slice_bytes = SLICE_BYTES_DEFAULT;
     if (!o->queues_max)
         o->queues_max = QUEUES_DEFAULT;
+    if (!o->commit_interval_ms)
+        o->commit_interval_ms = COMMIT_INTERVAL_MS_DEFAULT;
     if (!o->chain_depth_max)
         o->chain_depth_max = CHAIN_DEPTH_DEFAULT;
     if (!o->shards) {
@@ -117,11 +129,12 @@ static void add_file(struct scow_image *image, struct file *file)
 
 /* The locks of a reader. A format with metadata forbids others to write and resize; so does being somebody's
  * backing file; a data file may not change its size; a raw image on its own forbids nothing (QEMU block.c,
- * default permissions). */
+ * default permissions). A writer uses what it needs besides. */
 static int lock_file(const struct scow_image *image, struct file *file, enum scow_format format,
                      uint32_t depth, bool data_file)
 {
-    uint32_t denied = IMAGE_WRITE | IMAGE_RESIZE;
+    const bool writes = image->writable && (depth == 0 || (depth == 1 && data_file));
+    uint32_t used = IMAGE_READ, denied = IMAGE_WRITE | IMAGE_RESIZE;
 
     if (image->options.flags & SCOW_OPEN_NO_LOCK)
         return 0;
@@ -129,7 +142,9 @@ static int lock_file(const struct scow_image *image, struct file *file, enum sco
         denied = IMAGE_RESIZE;
     else if (format == SCOW_FORMAT_RAW && depth == 0)
         denied = 0;
-    return image_lock(file, IMAGE_READ, denied);
+    if (writes)
+        used |= format == SCOW_FORMAT_RAW && !data_file ? IMAGE_WRITE : IMAGE_WRITE | IMAGE_RESIZE;
+    return image_lock(file, used, denied);
 }
 
 static int check_cycle(const struct scow_image *image, const struct file *file)
@@ -196,6 +211,9 @@ static int open_child(struct scow_image *image, struct layer *parent, enum scow_
                                .parent_path = parent_path,
                                .fd = -1,
                                .format = format};
+    /* Only the image itself, and its own data file, are ever written. */
+    const uint32_t flags =
+        image->writable && role == SCOW_CHILD_DATA_FILE && parent->depth == 0 ? FILE_WRITE : 0;
     struct file *file = NULL;
     int r = scow_resolve_name(parent_path, name, path, sizeof path);
 
@@ -205,11 +223,11 @@ static int open_child(struct scow_image *image, struct layer *parent, enum scow_
         return r;
     if (child.fd >= 0) {
         r = image->env->ops->file_open_fd(image->env, child.fd, path,
-                                          file_mode_of(image, role == SCOW_CHILD_BACKING), &file);
+                                          file_mode_of(image, role == SCOW_CHILD_BACKING), flags, &file);
         close(child.fd);
     } else {
         r = image->env->ops->file_open(image->env, path, file_mode_of(image, role == SCOW_CHILD_BACKING),
-                                       &file);
+                                       flags, &file);
     }
     if (r == 0)
         r = check_cycle(image, file);
@@ -252,7 +270,10 @@ static int add_layer(struct scow_image *image, struct file *file, enum scow_form
 {
     const uint32_t depth = image->layer_count;
     struct layer *layer;
-    int r = layer_open(file, format, depth, image->options.slice_bytes, image->no_io, &layer);
+    const struct layer_options options = {.slice_bytes = image->options.slice_bytes,
+                                          .no_io = image->no_io,
+                                          .grows = image->writable && depth == 0};
+    int r = layer_open(file, format, depth, &options, &layer);
 
     if (r < 0)
         return r;
@@ -305,12 +326,13 @@ static void size_cache(struct scow_image *image)
         budget = CACHE_BYTES_DEFAULT;
     slots = budget / slice_cache_slot_bytes(image->slice_bytes);
     if (!image->options.cache_bytes)
-        slots = MIN(slots, div_round_up(table_bytes, SLICE_BYTES_MIN));
+        slots =
+            MIN(slots, MAX(SLOTS_MIN * image->options.shards, div_round_up(table_bytes, SLICE_BYTES_MIN)));
     image->shard_count = image->options.shards;
     image->slots_per_shard = (uint32_t)MAX(1u, MIN(slots / image->shard_count, UINT32_MAX / 2));
 }
 
-static void image_free(struct scow_image *image)
+void image_free(struct scow_image *image)
 {
     for (uint32_t i = 0; i < image->layer_count; i++)
         layer_close(image->layers[i]);
@@ -324,6 +346,8 @@ static void image_free(struct scow_image *image)
         }
     pthread_mutex_destroy(&image->lock);
     pthread_mutex_destroy(&image->blocking_lock);
+    if (image->zeros)
+        munmap(image->zeros, CLUSTER_BYTES_MAX);
     image->env->ops->destroy(image->env);
     free(image);
 }
@@ -342,12 +366,14 @@ int image_open(struct env *env, struct file *file, const struct scow_open_option
     image->env = env;
     image->options = *options;
     image->no_io = options->flags & SCOW_OPEN_NO_IO;
+    image->writable = options->flags & SCOW_OPEN_WRITE;
     atomic_init(&image->clock.now, 1);
     pthread_mutex_init(&image->lock, NULL);
     pthread_mutex_init(&image->blocking_lock, NULL);
     fill_defaults(&image->options);
 
-    image->queues = calloc(image->options.queues_max + 1, sizeof *image->queues);
+    image->queue_places = 1 + image->options.shards + image->options.queues_max;
+    image->queues = calloc(image->queue_places, sizeof *image->queues);
     r = image->queues ? choose_backend(image) : error_set(-ENOMEM, "out of memory");
     if (r == 0)
         r = lock_file(image, file, image->options.format, 0, false);
@@ -357,6 +383,8 @@ int image_open(struct env *env, struct file *file, const struct scow_open_option
         r = add_layer(image, file, image->options.format);
     if (r == 0 && !image->no_io)
         r = open_chain(image);
+    if (r == 0 && image->writable)
+        r = open_for_writing(image);
     if (r < 0) {
         image_free(image);
         return r;
@@ -384,6 +412,7 @@ static int open_with(const char *path, int fd, const struct scow_open_options *o
     struct scow_image probe = {0};
     struct file *file;
     struct env *env;
+    uint32_t flags;
     int r = take_open_options(options, &o);
 
     if (r < 0)
@@ -392,8 +421,9 @@ static int open_with(const char *path, int fd, const struct scow_open_options *o
     if (r < 0)
         return r;
     probe.options = o;
-    r = fd < 0 ? file_open(path, file_mode_of(&probe, false), &file)
-               : file_open_fd(fd, path, file_mode_of(&probe, false), &file);
+    flags = o.flags & SCOW_OPEN_WRITE ? FILE_WRITE : 0;
+    r = fd < 0 ? file_open(path, file_mode_of(&probe, false), flags, &file)
+               : file_open_fd(fd, path, file_mode_of(&probe, false), flags, &file);
     if (r < 0) {
         env->ops->destroy(env);
         return r;
@@ -415,52 +445,6 @@ SCOW_PUBLIC int scow_open_fd(int fd, const char *name_path, const struct scow_op
     if (fd < 0)
         return error_set(-EBADF, "no descriptor given");
     return open_with(name_path, fd, options, ret_image);
-}
-
-SCOW_PUBLIC void scow_close(struct scow_image *image)
-{
-    if (!image)
-        return;
-    if (image->blocking_queue)
-        queue_destroy(image->blocking_queue);
-    for (uint32_t i = 0; image->shards && i < image->shard_count; i++) {
-        image->env->ops->loop_stop(image->env, &image->shards[i].loop);
-        shard_destroy(&image->shards[i]);
-    }
-    free(image->shards);
-    image_free(image);
-}
-
-int image_start(struct scow_image *image)
-{
-    uint32_t started = 0;
-    struct shard *shards;
-    int r = 0;
-
-    if (image->running)
-        return 0;
-    shards = calloc(image->shard_count, sizeof *shards);
-    if (!shards)
-        return error_set(-ENOMEM, "out of memory");
-    image->shards = shards;
-    for (uint32_t i = 0; i < image->shard_count && r == 0; i++)
-        r = shard_init(&shards[i], image, i);
-    while (started < image->shard_count && r == 0) {
-        r = image->env->ops->loop_start(image->env, &shards[started].loop);
-        started += r == 0;
-    }
-    if (r == 0) {
-        image->running = true;
-        return 0;
-    }
-    for (uint32_t i = 0; i < image->shard_count; i++) {
-        if (i < started)
-            image->env->ops->loop_stop(image->env, &shards[i].loop);
-        shard_destroy(&shards[i]);
-    }
-    image->shards = NULL;
-    free(shards);
-    return r;
 }
 
 SCOW_PUBLIC int scow_open_child_any(void *ctx, struct scow_child *child)

@@ -9,20 +9,34 @@
 #include "base/error.h"
 #include "base/memory.h"
 #include "base/rcu.h"
+#include "engine/allocator.h"
 #include "engine/read.h"
 #include "engine/shard.h"
+#include "engine/write.h"
 
 /* ---- messages ---- */
 
-void queue_ask_shard(struct scow_queue *q, struct request *r)
+static void send(struct scow_queue *q, struct request *r, uint32_t to)
 {
-    const uint64_t slice = map_slice_index(r->lookup.layer, r->lookup.guest_off);
-    struct mail *mail = &q->mail[slice % q->image->shard_count];
+    struct mail *mail = &q->mail[to];
 
     invariant(spsc_push(&mail->to_shard, r));
     mail->notify_shard = true;
     q->mail_pending = true;
     q->at_shards++;
+}
+
+void queue_ask_shard(struct scow_queue *q, struct request *r)
+{
+    const uint64_t slice = map_slice_index(r->lookup.layer, r->lookup.guest_off);
+
+    r->generation = q->generation;
+    send(q, r, (uint32_t)(slice % q->image->shard_count));
+}
+
+void queue_ask_allocator(struct scow_queue *q, struct request *r)
+{
+    send(q, r, q->image->shard_count);
 }
 
 /* One fence and one look at the sleep flag for each shard that was sent to, once per turn. */
@@ -31,11 +45,14 @@ static void notify_shards(struct scow_queue *q)
     if (likely(!q->mail_pending))
         return;
     q->mail_pending = false;
-    for (uint32_t i = 0; i < q->image->shard_count; i++) {
+    for (uint32_t i = 0; i < q->mail_count; i++) {
         if (!q->mail[i].notify_shard)
             continue;
         q->mail[i].notify_shard = false;
-        loop_notify(&q->image->shards[i].loop);
+        if (i < q->image->shard_count)
+            loop_notify(&q->image->shards[i].loop);
+        else
+            allocator_notify(q->image->allocator);
     }
 }
 
@@ -43,19 +60,22 @@ static void take_mail(struct scow_queue *q)
 {
     if (likely(!q->at_shards))
         return;
-    for (uint32_t i = 0; i < q->image->shard_count; i++) {
+    for (uint32_t i = 0; i < q->mail_count; i++) {
         struct request *r;
 
         while ((r = spsc_pop(&q->mail[i].to_queue))) {
             q->at_shards--;
-            read_answered(q, r);
+            if (likely(r->kind <= REQUEST_MAP))
+                read_answered(q, r);
+            else
+                write_answered(q, r);
         }
     }
 }
 
-static bool has_mail(struct scow_queue *q)
+bool queue_has_mail(struct scow_queue *q)
 {
-    for (uint32_t i = 0; q->at_shards && i < q->image->shard_count; i++)
+    for (uint32_t i = 0; q->at_shards && i < q->mail_count; i++)
         if (!spsc_empty(&q->mail[i].to_queue))
             return true;
     return false;
@@ -70,13 +90,13 @@ static int backend_turn_or_wait(struct scow_queue *q, struct list *done, int64_t
 
     if (wait_ns == 0 || !list_empty(&q->ready))
         return b->ops->turn(b, done);
-    if (likely(!q->at_shards))
-        return b->ops->wait(b, done, wait_ns);
-
+    /* Asleep it holds nobody up: what is in flight stays counted. */
+    epoch_offline(&q->epoch);
     atomic_store_explicit(&q->loop.sleeping, true, memory_order_relaxed);
     atomic_thread_fence(memory_order_seq_cst); /* pairs with loop_notify() */
-    ret = has_mail(q) ? b->ops->turn(b, done) : b->ops->wait(b, done, wait_ns);
+    ret = queue_has_mail(q) ? b->ops->turn(b, done) : b->ops->wait(b, done, wait_ns);
     atomic_store_explicit(&q->loop.sleeping, false, memory_order_relaxed);
+    epoch_observe(&q->image->clock, &q->epoch);
     return ret;
 }
 
@@ -84,7 +104,7 @@ void queue_arm_event(struct scow_queue *q)
 {
     atomic_store_explicit(&q->loop.sleeping, true, memory_order_relaxed);
     atomic_thread_fence(memory_order_seq_cst); /* pairs with loop_notify() */
-    if (!list_empty(&q->ready) || has_mail(q))
+    if (!list_empty(&q->ready) || queue_has_mail(q))
         q->loop.backend->ops->wake(q->loop.backend);
 }
 
@@ -96,15 +116,43 @@ static void finish_ios(struct scow_queue *q, struct list *done)
         read_io_done(q, container_of(n, struct io, node));
 }
 
-/* Walk each: those submitted since the last turn, or those starved of something that may be there now. Who
- * has to wait on goes back to the starved list, in order. */
-static void walk_all(struct scow_queue *q, struct list *requests)
+/* Walk those submitted since the last turn. */
+static void walk_submitted(struct scow_queue *q)
 {
-    struct list all = list_take(requests);
+    struct list reads = list_take(&q->submitted), writes = list_take(&q->submitted_writes);
     struct list_node *n;
 
-    while ((n = list_pop(&all)))
+    q->generation = atomic_load_explicit(&q->image->inflate_generation, memory_order_acquire);
+    while ((n = list_pop(&reads)))
         read_walk(q, container_of(n, struct request, node));
+    while (unlikely(n = list_pop(&writes)))
+        write_walk(q, container_of(n, struct request, node));
+}
+
+/* Walk those starved of something that may be there now. Who has to wait on goes back to the list, in order.
+ */
+static void walk_starved(struct scow_queue *q)
+{
+    struct list all = list_take(&q->starved);
+    struct list_node *n;
+
+    while ((n = list_pop(&all))) {
+        struct request *r = container_of(n, struct request, node);
+
+        if (r->kind <= REQUEST_MAP)
+            read_walk(q, r);
+        else
+            write_walk(q, r);
+    }
+}
+
+void queue_step(struct scow_queue *q)
+{
+    walk_submitted(q);
+    take_mail(q);
+    if (unlikely(!list_empty(&q->starved)))
+        walk_starved(q);
+    notify_shards(q);
 }
 
 int queue_turn(struct scow_queue *q, int64_t wait_ns)
@@ -112,7 +160,7 @@ int queue_turn(struct scow_queue *q, int64_t wait_ns)
     struct list done = {0};
     int ret;
 
-    walk_all(q, &q->submitted);
+    walk_submitted(q);
     take_mail(q);
     notify_shards(q);
     do {
@@ -121,7 +169,7 @@ int queue_turn(struct scow_queue *q, int64_t wait_ns)
         finish_ios(q, &done);
         take_mail(q);
         if (unlikely(!list_empty(&q->starved)))
-            walk_all(q, &q->starved);
+            walk_starved(q);
         notify_shards(q);
         wait_ns = 0;
         /* What was prepared just now must be on its way before an embedder goes to sleep. */
@@ -162,7 +210,7 @@ static bool loop_turn(struct loop *loop)
 
 static bool loop_has_mail(struct loop *loop)
 {
-    return has_mail(container_of(loop, struct scow_queue, loop));
+    return queue_has_mail(container_of(loop, struct scow_queue, loop));
 }
 
 static void loop_sleep(struct loop *loop)
@@ -211,10 +259,11 @@ static int create_inflate(struct scow_queue *q)
 
 static int create_mail(struct scow_queue *q)
 {
-    q->mail = line_alloc(q->image->shard_count * sizeof *q->mail);
+    q->mail_count = q->image->shard_count + 1;
+    q->mail = line_alloc(q->mail_count * sizeof *q->mail);
     if (!q->mail)
         return error_set(-ENOMEM, "out of memory");
-    for (uint32_t i = 0; i < q->image->shard_count; i++)
+    for (uint32_t i = 0; i < q->mail_count; i++)
         if (spsc_init(&q->mail[i].to_shard, q->depth) < 0 || spsc_init(&q->mail[i].to_queue, q->depth) < 0)
             return error_set(-ENOMEM, "out of memory");
     return 0;
@@ -233,30 +282,39 @@ static int create_backend(struct scow_queue *q)
     return image->env->ops->backend_create(image->env, kind, &config, &q->loop.backend);
 }
 
-/* The internal queue has the first place, the embedder's the queues_max ones behind it. */
-static int publish(struct scow_queue *q)
+static void publish_at(struct scow_queue *q, uint32_t i)
 {
     struct scow_image *image = q->image;
-    uint32_t i = q->internal ? 0 : 1;
 
-    while (i <= image->options.queues_max && atomic_load_explicit(&image->queues[i], memory_order_relaxed))
-        i++;
-    if (i > image->options.queues_max)
-        return error_set(-EMFILE, "this image has %" PRIu32 " queues already (the queues_max option)",
-                         image->options.queues_max);
     q->index = i;
     atomic_store_explicit(&image->queues[i], q, memory_order_release);
     if (i >= atomic_load_explicit(&image->queues_end, memory_order_relaxed))
         atomic_store_explicit(&image->queues_end, i + 1, memory_order_release);
+}
+
+/* The internal queue has the first place, the embedder's the queues_max ones behind it. */
+static int publish(struct scow_queue *q)
+{
+    struct scow_image *image = q->image;
+    uint32_t i = q->internal ? QUEUE_INDEX_BLOCKING : image_reader_index(image->shard_count);
+
+    while (i < image->queue_places && atomic_load_explicit(&image->queues[i], memory_order_relaxed))
+        i++;
+    if (i >= image->queue_places)
+        return error_set(-EMFILE, "this image has %" PRIu32 " queues already (the queues_max option)",
+                         image->options.queues_max);
+    publish_at(q, i);
     return 0;
 }
 
 static void queue_free(struct scow_queue *q)
 {
-    backend_destroy(q->loop.backend);
+    if (q->waker == &q->loop)
+        backend_destroy(q->loop.backend);
     inflate_pool_destroy(&q->inflates);
+    deflated_pool_destroy(&q->deflated);
     bounce_pool_destroy(&q->bounces);
-    for (uint32_t i = 0; q->mail && i < q->image->shard_count; i++) {
+    for (uint32_t i = 0; q->mail && i < q->mail_count; i++) {
         spsc_free(&q->mail[i].to_shard);
         spsc_free(&q->mail[i].to_queue);
     }
@@ -269,22 +327,16 @@ static void queue_free(struct scow_queue *q)
     free(q);
 }
 
-int queue_create(struct scow_image *image, uint32_t depth, bool internal, struct scow_queue **ret)
+/* Everything but a backend and a place. */
+static int queue_new(struct scow_image *image, uint32_t depth, bool internal, struct scow_queue **ret)
 {
-    struct scow_queue *q;
+    struct scow_queue *q = line_alloc(sizeof *q);
     int r;
 
-    pthread_mutex_lock(&image->lock);
-    r = image_start(image);
-    if (r < 0)
-        goto unlock;
-    r = -ENOMEM;
-    q = line_alloc(sizeof *q);
-    if (!q) {
-        error_set(r, "out of memory");
-        goto unlock;
-    }
+    if (!q)
+        return error_set(-ENOMEM, "out of memory");
     q->loop.ops = &queue_loop_ops;
+    q->waker = &q->loop;
     q->image = image;
     q->depth = depth;
     q->internal = internal;
@@ -293,13 +345,50 @@ int queue_create(struct scow_image *image, uint32_t depth, bool internal, struct
         r = create_inflate(q);
     if (r == 0)
         r = create_mail(q);
+    if (r < 0)
+        queue_free(q);
+    else
+        *ret = q;
+    return r;
+}
+
+int queue_create_reader(struct scow_image *image, struct shard *shard, uint32_t depth,
+                        struct scow_queue **ret)
+{
+    const int r = queue_new(image, depth, true, ret);
+
+    if (r < 0)
+        return r;
+    (*ret)->waker = &shard->loop;
+    (*ret)->loop.backend = shard->loop.backend;
+    publish_at(*ret, image_reader_index(shard->index));
+    return 0;
+}
+
+void queue_destroy_reader(struct scow_queue *q)
+{
+    queue_add_counters(q, &q->image->past);
+    atomic_store_explicit(&q->image->queues[q->index], NULL, memory_order_release);
+    queue_free(q);
+}
+
+int queue_create(struct scow_image *image, uint32_t depth, bool internal, struct scow_queue **ret)
+{
+    struct scow_queue *q = NULL;
+    int r;
+
+    pthread_mutex_lock(&image->lock);
+    r = image_start(image);
+    if (r < 0)
+        goto unlock;
+    r = queue_new(image, depth, internal, &q);
     if (r == 0)
         r = create_backend(q);
     if (r == 0)
         r = publish(q);
-    if (r < 0)
+    if (r < 0 && q)
         queue_free(q);
-    else
+    if (r == 0)
         *ret = q;
 unlock:
     pthread_mutex_unlock(&image->lock);
@@ -357,4 +446,8 @@ void queue_add_counters(const struct scow_queue *q, struct scow_counters *sum)
     sum->bounces += counter_get(&c->bounces);
     sum->ios += counter_get(&c->ios);
     sum->starved += counter_get(&c->starved);
+    sum->writes_in_place += counter_get(&c->writes_in_place);
+    sum->writes_at_shard += counter_get(&c->writes_at_shard);
+    sum->flushes_alone += counter_get(&c->flushes_alone);
+    sum->flushes_joined += counter_get(&c->flushes_joined);
 }

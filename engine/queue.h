@@ -14,6 +14,7 @@
 #include "base/list.h"
 #include "base/spsc.h"
 #include "engine/bounce.h"
+#include "engine/deflated.h"
 #include "engine/image.h"
 #include "engine/inflate.h"
 #include "engine/request.h"
@@ -24,8 +25,8 @@
 /* Transfers beyond the one in each request: parts of large or fragmented requests. */
 #define QUEUE_TRANSFERS 256u
 
-/* The two rings between a queue and a shard. Each has room for all of the queue's requests: a push never
- * fails. */
+/* The two rings between a queue and a shard, or the allocator. Each has room for all of the queue's requests:
+ * a push never fails. */
 struct mail {
     struct spsc to_shard; /* struct request */
     struct spsc to_queue;
@@ -34,10 +35,12 @@ struct mail {
 
 struct queue_counters {
     counter requests, bytes, hits, misses, zeros, backing, inflates, inflate_hits, bounces, ios, starved;
+    counter writes_in_place, writes_at_shard, flushes_alone, flushes_joined;
 };
 
 struct scow_queue {
     struct loop loop;
+    struct loop *waker; /* the loop that turns it: its own, or the shard's whose reader it is */
     struct scow_image *image;
     uint32_t index; /* in image->queues */
     uint32_t depth;
@@ -51,22 +54,37 @@ struct scow_queue {
     struct transfer *transfers;
     struct list free_requests;
     struct list free_transfers;
-    struct list submitted; /* not yet walked: their lookups' memory is on its way into this CPU's cache */
-    struct list starved;   /* walks that wait for a transfer, a bounce buffer or a cluster buffer */
-    struct list ready;     /* completed, for the next poll */
-    uint32_t in_flight;    /* accepted, completion not returned */
-    uint32_t at_shards;    /* messages out */
-    bool mail_pending;     /* some mail[].notify_shard is set */
+    /* Not yet walked: their lookups' memory is on its way into this CPU's cache. */
+    struct list submitted, submitted_writes;
+    struct list starved; /* walks that wait for a transfer, a bounce buffer or a cluster buffer */
+    struct list ready;   /* completed, for the next poll */
+    uint32_t in_flight;  /* accepted, completion not returned */
+    uint32_t at_shards;  /* messages out */
+    bool mail_pending;   /* some mail[].notify_shard is set */
+    uint64_t generation; /* image.inflate_generation as this turn began */
     bool event_enabled;
     bool prepared;  /* an I/O was prepared since the backend last submitted */
     int32_t broken; /* internal queues: the backend's error once it has failed */
 
-    struct mail *mail; /* by shard */
+    struct mail *mail; /* by shard, then the allocator's */
+    uint32_t mail_count;
     struct bounce_pool bounces;
     struct inflate_pool inflates;
+    struct deflated_pool deflated;
     struct epoch_submitter epoch;
     struct queue_counters counters;
 };
+
+struct shard;
+/* The reader of a shard: a queue on the shard's backend, that the shard's loop turns by queue_step(). Created
+ * and destroyed while no shard runs. */
+int queue_create_reader(struct scow_image *image, struct shard *shard, uint32_t depth,
+                        struct scow_queue **ret);
+void queue_destroy_reader(struct scow_queue *queue);
+
+/* What a turn does besides its backend: walks, answers, messages. */
+void queue_step(struct scow_queue *queue);
+bool queue_has_mail(struct scow_queue *queue);
 
 /* A queue whose loop the caller turns. Internal ones are used by several threads, one at a time, on the
  * thread pool. */
@@ -91,6 +109,16 @@ static inline struct request *queue_take_request(struct scow_queue *q)
     return r;
 }
 
+/* What only the write side looks at. */
+static inline void request_reset_write(struct request *r, uint32_t flags)
+{
+    r->owner_waits = false;
+    r->at_allocator = false;
+    r->needs_commit = false;
+    r->flags = (uint8_t)flags;
+    r->packed_bytes = 0;
+}
+
 static inline void queue_release(struct scow_queue *q, struct request *r)
 {
     q->in_flight--;
@@ -113,6 +141,8 @@ int queue_turn(struct scow_queue *queue, int64_t wait_ns);
 
 /* Ask the owner of request->lookup's slice. */
 void queue_ask_shard(struct scow_queue *queue, struct request *request);
+/* Send a request to the allocator. */
+void queue_ask_allocator(struct scow_queue *queue, struct request *request);
 
 /* The embedder may go to sleep on the completion descriptor: from now on an answer or a completion signals
  * it. */

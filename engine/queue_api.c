@@ -7,10 +7,12 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/memory.h"
 #include "engine/cached_lookup.h"
 #include "engine/options.h"
 #include "engine/queue.h"
 #include "engine/read.h"
+#include "engine/write.h"
 #include "format/limits.h"
 
 SCOW_PUBLIC int scow_queue_create(struct scow_image *image, const struct scow_queue_options *options,
@@ -27,8 +29,9 @@ SCOW_PUBLIC int scow_queue_create(struct scow_image *image, const struct scow_qu
     if (o.depth > QUEUE_DEPTH_MAX)
         return error_set(-EINVAL, "queue options: depth %" PRIu32 " is above the limit of %u", o.depth,
                          QUEUE_DEPTH_MAX);
-    if (image->no_io)
-        return error_set(-EPERM, "the image was opened with SCOW_OPEN_NO_IO: it has no queues");
+    if (image->no_io || image->options.flags & SCOW_OPEN_REPAIR)
+        return error_set(-EPERM, "the image was opened with %s: it has no queues",
+                         image->no_io ? "SCOW_OPEN_NO_IO" : "SCOW_OPEN_REPAIR");
     return queue_create(image, o.depth ? o.depth : QUEUE_DEPTH_DEFAULT, false, ret_queue);
 }
 
@@ -59,7 +62,9 @@ static inline bool range_ok(const struct scow_queue *q, uint64_t off, uint64_t b
  * once is told at once. */
 ATTR_COLD static void start_now(struct scow_queue *q, struct request *r)
 {
-    if (r->bytes)
+    if (r->kind > REQUEST_MAP)
+        write_walk(q, r);
+    else if (r->bytes)
         read_walk(q, r);
     else
         queue_complete(q, r);
@@ -108,43 +113,143 @@ SCOW_PUBLIC int scow_queue_readv(struct scow_queue *queue, uint64_t off, const s
                        guest_buffer_iov_bytes(iov, iov_count), user_data, flags);
 }
 
-static int read_only(void)
+ATTR_COLD static int not_writable(const struct scow_queue *q)
 {
+    const int err = atomic_load_explicit(&q->image->write_error, memory_order_acquire);
+
+    if (q->image->writable && err)
+        return error_set(-EROFS, "the image refuses writes: its metadata could not be written before (%s)",
+                         strerror(-err));
     return error_set(-EROFS, "the image is open read-only");
+}
+
+static inline bool may_write(const struct scow_queue *q)
+{
+    return likely(q->image->writable) &&
+           likely(!atomic_load_explicit(&q->image->write_error, memory_order_relaxed));
+}
+
+static bool all_zeros(const struct guest_buffer *b, uint64_t bytes)
+{
+    if (!b->iov_count)
+        return is_zero(b->buf, bytes);
+    for (int i = 0; i < b->iov_count; i++)
+        if (!is_zero(b->iov[i].iov_base, b->iov[i].iov_len))
+            return false;
+    return true;
+}
+
+/* As the detect_zeroes option has it. */
+static enum request_kind kind_of_write(const struct scow_queue *q, const struct guest_buffer *b,
+                                       uint64_t bytes, uint32_t *flags)
+{
+    const enum scow_detect_zeroes detect = q->image->options.detect_zeroes;
+
+    if (likely(detect == SCOW_DETECT_ZEROES_OFF) || !bytes || !all_zeros(b, bytes))
+        return REQUEST_WRITE;
+    *flags &= ~SCOW_REQ_COMPRESSED;
+    if (detect == SCOW_DETECT_ZEROES_UNMAP)
+        *flags |= SCOW_REQ_MAY_UNMAP;
+    return REQUEST_ZERO;
+}
+
+static int check_compressed(const struct scow_queue *q, uint64_t off, uint64_t bytes)
+{
+    const struct layer *layer = image_top(q->image);
+    const uint64_t cluster_bytes = layer->format == SCOW_FORMAT_QCOW2 ? layer->header.cluster_bytes : 0;
+
+    if (!cluster_bytes || layer->has_data_file)
+        return error_set(-ENOTSUP,
+                         "compressed clusters are only possible in a qcow2 image without a data file");
+    if (off % cluster_bytes || (bytes % cluster_bytes && off + bytes != scow_size(q->image)))
+        return error_set(-EINVAL,
+                         "compressed write: %" PRIu64 " bytes at offset %" PRIu64
+                         " are not whole clusters of %" PRIu64 " bytes",
+                         bytes, off, cluster_bytes);
+    return 0;
+}
+
+static int submit_write_side(struct scow_queue *q, enum request_kind kind, uint64_t off,
+                             struct guest_buffer buffer, uint64_t bytes, void *user_data, uint32_t flags)
+{
+    struct request *r;
+
+    if (unlikely(!range_ok(q, off, bytes)))
+        return bad_range(q, off, bytes, 0);
+    if (unlikely(!may_write(q)) && kind != REQUEST_FLUSH)
+        return not_writable(q);
+    if (unlikely(flags & SCOW_REQ_COMPRESSED) && check_compressed(q, off, bytes) < 0)
+        return check_compressed(q, off, bytes);
+    epoch_observe(&q->image->clock, &q->epoch);
+    r = queue_take_request(q);
+    if (unlikely(!r))
+        return -EAGAIN;
+    r->kind = kind == REQUEST_WRITE ? kind_of_write(q, &buffer, bytes, &flags) : kind;
+    if (q->image->options.flags & SCOW_OPEN_WRITETHROUGH && kind != REQUEST_FLUSH)
+        flags |= SCOW_REQ_FUA;
+    request_reset_write(r, flags);
+    r->user_data = user_data;
+    r->buffer = buffer;
+    r->off = off;
+    r->bytes = bytes;
+    if (unlikely(q->event_enabled)) {
+        start_now(q, r);
+    } else {
+        if (bytes)
+            cached_lookup_prefetch(image_top(q->image), off);
+        list_push(&q->submitted_writes, &r->node);
+    }
+    return 0;
+}
+
+static int check_flags(uint32_t flags, uint32_t known)
+{
+    return flags & ~known ? error_set(-EINVAL, "request: unknown flags 0x%" PRIx32, flags & ~known) : 0;
 }
 
 SCOW_PUBLIC int scow_queue_write(struct scow_queue *queue, uint64_t off, const void *buf, size_t bytes,
                                  void *user_data, uint32_t flags)
 {
-    (void)queue, (void)off, (void)buf, (void)bytes, (void)user_data, (void)flags;
-    return read_only();
+    const struct guest_buffer buffer = {.buf = (void *)(uintptr_t)buf}; /* only read from */
+
+    if (unlikely(check_flags(flags, SCOW_REQ_FUA | SCOW_REQ_COMPRESSED) < 0))
+        return -EINVAL;
+    return submit_write_side(queue, REQUEST_WRITE, off, buffer, bytes, user_data, flags);
 }
 
 SCOW_PUBLIC int scow_queue_writev(struct scow_queue *queue, uint64_t off, const struct iovec *iov,
                                   int iov_count, void *user_data, uint32_t flags)
 {
-    (void)queue, (void)off, (void)iov, (void)iov_count, (void)user_data, (void)flags;
-    return read_only();
+    if (check_flags(flags, SCOW_REQ_FUA | SCOW_REQ_COMPRESSED) < 0)
+        return -EINVAL;
+    if (iov_count < 0 || iov_count > IOV_MAX)
+        return error_set(-EINVAL, "request: %d iovecs are not within 0 to %d", iov_count, IOV_MAX);
+    return submit_write_side(queue, REQUEST_WRITE, off,
+                             (struct guest_buffer){.iov = iov, .iov_count = iov_count},
+                             guest_buffer_iov_bytes(iov, iov_count), user_data, flags);
 }
 
 SCOW_PUBLIC int scow_queue_discard(struct scow_queue *queue, uint64_t off, uint64_t bytes, void *user_data,
                                    uint32_t flags)
 {
-    (void)queue, (void)off, (void)bytes, (void)user_data, (void)flags;
-    return read_only();
+    if (check_flags(flags, SCOW_REQ_FUA) < 0)
+        return -EINVAL;
+    return submit_write_side(queue, REQUEST_DISCARD, off, (struct guest_buffer){0}, bytes, user_data, flags);
 }
 
 SCOW_PUBLIC int scow_queue_write_zeroes(struct scow_queue *queue, uint64_t off, uint64_t bytes,
                                         void *user_data, uint32_t flags)
 {
-    (void)queue, (void)off, (void)bytes, (void)user_data, (void)flags;
-    return read_only();
+    if (check_flags(flags, SCOW_REQ_FUA | SCOW_REQ_MAY_UNMAP) < 0)
+        return -EINVAL;
+    return submit_write_side(queue, REQUEST_ZERO, off, (struct guest_buffer){0}, bytes, user_data, flags);
 }
 
-/* Nothing was written, so everything written is durable. */
 SCOW_PUBLIC int scow_queue_flush(struct scow_queue *queue, void *user_data, uint32_t flags)
 {
-    return scow_queue_read(queue, 0, NULL, 0, user_data, flags);
+    if (check_flags(flags, 0) < 0)
+        return -EINVAL;
+    return submit_write_side(queue, REQUEST_FLUSH, 0, (struct guest_buffer){0}, 0, user_data, 0);
 }
 
 /* ---- completions ---- */
@@ -224,8 +329,7 @@ SCOW_PUBLIC int scow_queue_poll(struct scow_queue *q, struct scow_completion *co
         ret = queue_turn(q, left);
         n += take_ready(q, completions + n, max - n);
     }
-    if (!q->in_flight)
-        epoch_offline(&q->epoch);
+    epoch_offline(&q->epoch);
     if (unlikely(q->event_enabled))
         queue_arm_event(q);
     return ret < 0 && n == 0 ? ret : n;

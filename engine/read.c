@@ -23,10 +23,9 @@
 #include "base/error.h"
 #include "engine/cached_lookup.h"
 #include "engine/queue.h"
+#include "engine/transfer.h"
+#include "engine/write.h"
 #include "format/entry.h"
-
-/* The most that one I/O asks for, so that lengths fit the system calls' results. */
-#define TRANSFER_BYTES_MAX (1u << 30)
 
 static void fail(struct request *r, int err)
 {
@@ -36,47 +35,13 @@ static void fail(struct request *r, int err)
 
 static void part_done(struct scow_queue *q, struct request *r)
 {
+    if (unlikely(r->kind > REQUEST_MAP)) {
+        write_part_done(q, r);
+        return;
+    }
     invariant(r->pending > 0);
     if (--r->pending == 0)
         queue_complete(q, r);
-}
-
-/* ---- transfers ---- */
-
-static struct transfer *take_transfer(struct scow_queue *q, struct request *r)
-{
-    struct list_node *n;
-
-    if (likely(!r->first_in_use)) {
-        r->first_in_use = true;
-        return &r->first;
-    }
-    n = list_pop(&q->free_transfers);
-    if (!n)
-        return NULL;
-    container_of(n, struct transfer, node)->request = r;
-    return container_of(n, struct transfer, node);
-}
-
-static void give_transfer(struct scow_queue *q, struct transfer *t)
-{
-    if (likely(t == &t->request->first))
-        t->request->first_in_use = false;
-    else
-        list_push(&q->free_transfers, &t->node);
-}
-
-static void start_io(struct scow_queue *q, struct transfer *t, struct file *file, uint64_t off,
-                     uint32_t bytes)
-{
-    t->io.kind = IO_READ;
-    t->io.file = file;
-    t->io.off = off;
-    t->io.bytes = bytes;
-    t->request->pending++;
-    counter_add(&q->counters.ios, 1);
-    q->prepared = true;
-    backend_prepare(q->loop.backend, &t->io);
 }
 
 /* ---- one part, by kind; each returns the bytes started, 0 when it has to wait for a pool ---- */
@@ -95,7 +60,7 @@ static uint64_t start_bounced(struct scow_queue *q, struct request *r, struct fi
     const uint32_t skip = (uint32_t)(host_off - start);
     const uint32_t part = MIN(bytes, BOUNCE_BYTES - skip);
     void *bounce = bounce_take(&q->bounces);
-    struct transfer *t = bounce ? take_transfer(q, r) : NULL;
+    struct transfer *t = bounce ? transfer_take(q, r) : NULL;
 
     if (!t) {
         if (bounce)
@@ -110,27 +75,8 @@ static uint64_t start_bounced(struct scow_queue *q, struct request *r, struct fi
     t->io.buf = bounce;
     t->io.iov_count = 0;
     counter_add(&q->counters.bounces, 1);
-    start_io(q, t, file, start, (uint32_t)round_up(skip + part, file->io_align));
+    transfer_start(q, t, IO_READ, file, start, (uint32_t)round_up(skip + part, file->io_align));
     return part;
-}
-
-/* Describe the guest's memory at the walk's position to the I/O, without a copy; returns the bytes that fit,
- * 0 when its alignment does not suit the file. */
-static uint32_t point_at_guest(const struct request *r, const struct file *file, uint32_t bytes,
-                               struct transfer *t)
-{
-    const uint32_t aligned = (uint32_t)round_down(bytes, file->io_align);
-
-    if (likely(!r->buffer.iov_count)) {
-        uint8_t *p = (uint8_t *)r->buffer.buf + r->walked;
-
-        t->io.buf = p;
-        t->io.iov_count = 0;
-        return (uintptr_t)p & (file->mem_align - 1) ? 0 : aligned;
-    }
-    t->io.iov = t->iov;
-    return guest_buffer_slice(&r->buffer, r->walked, aligned, file->mem_align, file->io_align, t->iov,
-                              TRANSFER_IOV_MAX, &t->io.iov_count);
 }
 
 static uint64_t start_data(struct scow_queue *q, struct request *r, struct file *file, uint64_t host_off,
@@ -142,17 +88,17 @@ static uint64_t start_data(struct scow_queue *q, struct request *r, struct file 
 
     if (unlikely(host_off & (file->io_align - 1)) || unlikely(bytes < file->io_align))
         return start_bounced(q, r, file, host_off, bytes);
-    t = take_transfer(q, r);
+    t = transfer_take(q, r);
     if (unlikely(!t))
         return 0;
-    part = point_at_guest(r, file, bytes, t);
+    part = transfer_point_at_guest(r, file, bytes, t);
     if (unlikely(!part)) {
-        give_transfer(q, t);
+        transfer_give(q, t);
         return start_bounced(q, r, file, host_off, bytes);
     }
     t->kind = TRANSFER_DIRECT;
     t->bytes = part;
-    start_io(q, t, file, host_off, part);
+    transfer_start(q, t, IO_READ, file, host_off, part);
     return part;
 }
 
@@ -160,7 +106,8 @@ static uint64_t start_inflate(struct scow_queue *q, struct request *r, const str
 {
     const uint64_t pos = r->off + r->walked;
     const uint32_t skip = (uint32_t)(pos & (l->layer->header.cluster_bytes - 1));
-    struct inflated *cluster = inflate_find(&q->inflates, l->layer, l->run.entry);
+    struct inflated *cluster =
+        inflate_find(&q->inflates, l->layer, l->run.entry, l->layer->depth ? 0 : r->generation);
     struct transfer *t;
 
     if (!cluster)
@@ -170,7 +117,7 @@ static uint64_t start_inflate(struct scow_queue *q, struct request *r, const str
         counter_add(&q->counters.inflate_hits, 1);
         return l->run.bytes;
     }
-    t = take_transfer(q, r);
+    t = transfer_take(q, r);
     if (!t)
         return 0;
     if (cluster->state == INFLATED_EMPTY) {
@@ -255,6 +202,8 @@ __attribute__((always_inline)) static inline enum resolved resolve(struct scow_q
             return RESOLVED_ASKED;
         }
         counter_add(&q->counters.hits, 1);
+        if (unlikely(l->run.kind == RUN_COMPRESSED))
+            r->generation = q->generation;
         if (unlikely(l->status < 0)) {
             fail(r, l->status);
             return RESOLVED_FAILED;
@@ -350,7 +299,10 @@ static void io_failed(struct request *r, const struct io *io)
 {
     fail(r, io->result);
     if (!r->error[0]) {
-        (void)file_read_failed(io->file, io->result, io->off, io->bytes);
+        if (io->kind == IO_READ)
+            (void)file_read_failed(io->file, io->result, io->off, io->bytes);
+        else
+            (void)file_write_failed(io->file, io->result, io->off, io->bytes);
         snprintf(r->error, REQUEST_ERROR_BYTES, "%s", error_message());
     }
 }
@@ -362,11 +314,11 @@ static void transfer_done(struct scow_queue *q, struct transfer *t)
     if (unlikely(t->io.result < 0))
         io_failed(r, &t->io);
     if (unlikely(t->kind == TRANSFER_BOUNCED)) {
-        if (t->io.result == 0)
+        if (t->io.result == 0 && t->io.kind == IO_READ)
             guest_buffer_copy(&r->buffer, t->at, (uint8_t *)t->bounce + t->skip, t->bytes);
         bounce_give(&q->bounces, t->bounce);
     }
-    give_transfer(q, t);
+    transfer_give(q, t);
     part_done(q, r);
 }
 
@@ -401,7 +353,7 @@ static void inflate_done(struct scow_queue *q, struct inflated *cluster)
             inflate_failed(r, cluster, err);
         else
             guest_buffer_copy(&r->buffer, t->at, cluster->plain + t->skip, t->bytes);
-        give_transfer(q, t);
+        transfer_give(q, t);
         part_done(q, r);
     }
 }

@@ -7,6 +7,11 @@
  *             a miss  ▼   │ reply            a failed part stops the walk; what was started is waited for
  *                    at a shard
  *
+ * A write walks the same way. Parts whose clusters are mapped and not shared are written by the queue; the
+ * others go to their slice's owner, which does all of the part (engine/op.h) while no other part is in
+ * flight. What has to be durable when it completes goes to the allocator at the end, unless nothing but data
+ * was written.
+ *
  * A request belongs to its queue's thread, except while it is a message: then the shard owns the fields of
  * struct lookup, and the rings that carry it order the two sides.
  */
@@ -26,6 +31,12 @@ struct request;
 enum request_kind {
     REQUEST_READ,
     REQUEST_MAP, /* resolve only: for scow_get_extent() */
+    REQUEST_WRITE,
+    REQUEST_DISCARD,
+    REQUEST_ZERO,
+    REQUEST_FLUSH,
+    REQUEST_QUIESCE,
+    REQUEST_GROW, /* off: the new virtual size; bytes: 0 */
 };
 
 #define REQUEST_ERROR_BYTES 256
@@ -67,13 +78,20 @@ struct request {
     bool run_known;  /* lookup.run is the next part to start: the walk was starved */
     bool this_layer; /* REQUEST_MAP: do not descend; false in others */
     bool first_in_use;
-    uint32_t epoch_bucket;
-    uint32_t pending; /* transfers in flight, plus one while walking */
-    int32_t result;   /* 0, or the first failure */
+    bool owner_waits;      /* the next part is the owner's, once the parts in flight are done */
+    bool at_allocator;     /* the answer ends the request */
+    bool needs_commit;     /* to be durable, by more than its own I/O */
+    uint8_t flags;         /* SCOW_REQ_* */
+    uint32_t epoch_bucket; /* EPOCH_NOT_COUNTED while it is at its owner */
+    uint32_t pending;      /* transfers in flight, plus one while walking */
+    int32_t result;        /* 0, or the first failure */
     void *user_data;
     struct guest_buffer buffer;
     uint64_t off, bytes;
-    uint64_t walked; /* bytes whose transfers were started */
+    uint8_t *packed; /* the part at the owner, compressed; the queue's */
+    uint32_t packed_bytes;
+    uint64_t generation; /* image.inflate_generation from before the lookup */
+    uint64_t walked;     /* bytes whose transfers were started */
     struct lookup lookup;
     char *error; /* REQUEST_ERROR_BYTES; "" unless the request failed and there is something to say */
     struct transfer first; /* so that a request of one part needs nothing from the pool */

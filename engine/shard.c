@@ -11,8 +11,13 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/rcu.h"
+#include "engine/allocator.h"
 #include "engine/queue.h"
+#include "engine/read.h"
 #include "format/entry.h"
+
+/* A commit begins when one slot in so many is dirty, so that eviction finds clean ones. */
+#define DIRTY_FRACTION 4u
 
 /* ---- answers ---- */
 
@@ -27,21 +32,23 @@ static void answer(struct shard *s, struct request *r)
     s->notify_any = true;
 }
 
-static void answer_error(struct shard *s, struct request *r, int err, const char *text)
+void shard_answer(struct shard *s, struct request *r, int status, const char *text)
 {
-    r->lookup.status = err;
-    snprintf(r->error, REQUEST_ERROR_BYTES, "%s", text);
+    r->lookup.status = status;
+    if (text)
+        snprintf(r->error, REQUEST_ERROR_BYTES, "%s", text);
     answer(s, r);
 }
 
-/* From the entries of the published slot: the owner's view needs no validation. */
-static void answer_from_slot(struct shard *s, struct request *r, const struct slot *slot)
+/* From the entries of a published slot, or of a load that found none: the owner's view needs no validation.
+ */
+static void answer_from(struct shard *s, struct request *r, const _Atomic uint64_t *entries)
 {
     struct lookup *l = &r->lookup;
     struct map_fault fault;
 
     l->status = 0;
-    if (map_slice(l->layer, slot->entries, l->guest_off, l->bytes, &l->run, &fault) != MAP_OK) {
+    if (map_slice(l->layer, entries, l->guest_off, l->bytes, &l->run, &fault) != MAP_OK) {
         l->status = -EIO;
         map_fault_text(l->layer, &fault, r->error, REQUEST_ERROR_BYTES);
     }
@@ -63,8 +70,15 @@ static void notify_queues(struct shard *s)
         s->notify[i] = false;
         q = atomic_load_explicit(&s->image->queues[i], memory_order_acquire);
         if (q)
-            loop_notify(&q->loop);
+            loop_notify(q->waker);
     }
+}
+
+void shard_tell(struct shard *s, struct note *note)
+{
+    note->shard_index = s->index;
+    invariant(spsc_push(&s->link.to_allocator, note));
+    s->notify_allocator = true;
 }
 
 /* ---- loads ---- */
@@ -77,16 +91,41 @@ static struct load *find_load(struct shard *s, const slot_cell *cell)
     return NULL;
 }
 
+/* Read the slice of cell from its table. NULL when no load is free. */
+static struct load *start_load(struct shard *s, struct layer *layer, slot_cell *cell, uint64_t slice_index,
+                               uint64_t table_off)
+{
+    const uint64_t off = table_off + (slice_index % layer->slices_per_table) * layer->slice_bytes;
+    struct list_node *n = list_pop(&s->free_loads);
+    struct load *load;
+
+    if (!n)
+        return NULL;
+    load = container_of(n, struct load, node);
+    load->active = true;
+    load->layer = layer;
+    load->cell = cell;
+    load->waiters = load->ops = (struct list){0};
+    load->io = (struct io){.kind = IO_READ, .role = ROLE_LOAD, .file = layer->file, .buf = load->buffer};
+    load->io.off = round_down(off, layer->file->io_align);
+    load->skip = (uint32_t)(off - load->io.off);
+    load->io.bytes = (uint32_t)round_up(load->skip + layer->slice_bytes, layer->file->io_align);
+    if (s->reader) /* the table may lose its last reference meanwhile */
+        load->epoch_bucket = epoch_enter(&s->reader->epoch);
+    s->loads_end = MAX(s->loads_end, (uint32_t)(load - s->loads) + 1);
+    backend_prepare(s->loop.backend, &load->io);
+    counter_add(&s->loads_count, 1);
+    return load;
+}
+
 /* Answers at once where there is no table; else starts the read. False when no load is free. */
-static bool start_load(struct shard *s, struct request *r, const struct map_root *root, slot_cell *cell)
+static bool load_or_answer(struct shard *s, struct request *r, const struct map_root *root, slot_cell *cell)
 {
     struct layer *layer = r->lookup.layer;
     const uint64_t slice_index = map_slice_index(layer, r->lookup.guest_off);
     const uint64_t l1_index = slice_index / layer->slices_per_table;
     const uint64_t l1_entry = atomic_load_explicit(&root->l1[l1_index], memory_order_acquire);
-    struct list_node *n;
     struct load *load;
-    uint64_t off;
 
     if (!(l1_entry & ENTRY_OFF_MASK)) {
         const uint64_t rest = map_slice_rest(layer, r->lookup.guest_off);
@@ -101,25 +140,23 @@ static bool start_load(struct shard *s, struct request *r, const struct map_root
         answer(s, r);
         return true;
     }
-    n = list_pop(&s->free_loads);
-    if (!n)
-        return false;
+    load = start_load(s, layer, cell, slice_index, l1_entry & ENTRY_OFF_MASK);
+    if (load)
+        list_push(&load->waiters, &r->node);
+    return load;
+}
 
-    load = container_of(n, struct load, node);
-    off = (l1_entry & ENTRY_OFF_MASK) + (slice_index % layer->slices_per_table) * layer->slice_bytes;
-    load->active = true;
-    load->layer = layer;
-    load->cell = cell;
-    load->waiters = (struct list){0};
-    load->io = (struct io){.kind = IO_READ, .file = layer->file, .buf = load->buffer};
-    load->io.off = round_down(off, layer->file->io_align);
-    load->skip = (uint32_t)(off - load->io.off);
-    load->io.bytes = (uint32_t)round_up(load->skip + layer->slice_bytes, layer->file->io_align);
-    s->loads_end = MAX(s->loads_end, (uint32_t)(load - s->loads) + 1);
-    list_push(&load->waiters, &r->node);
-    backend_prepare(s->loop.backend, &load->io);
-    counter_add(&s->loads_count, 1);
-    return true;
+bool shard_load_for(struct shard *s, struct op *op, uint64_t table_off)
+{
+    struct load *load = find_load(s, op->cell);
+
+    if (load)
+        counter_add(&s->coalesced, 1);
+    else
+        load = start_load(s, op->layer, op->cell, map_slice_index(op->layer, op->pos), table_off);
+    if (load)
+        list_push(&load->ops, &op->node);
+    return load;
 }
 
 /* A queue found the slice missing. False when the request has to wait for a free load. */
@@ -132,11 +169,11 @@ static bool look_up(struct shard *s, struct request *r)
     struct load *load;
 
     if (slot) { /* loaded since the queue looked */
-        answer_from_slot(s, r, slot);
+        answer_from(s, r, slot->entries);
         return true;
     }
     if (unlikely(s->broken)) {
-        answer_error(s, r, s->broken, "metadata I/O has stopped: its backend failed before");
+        shard_answer(s, r, s->broken, "metadata I/O has stopped: its backend failed before");
         return true;
     }
     load = find_load(s, cell);
@@ -145,10 +182,10 @@ static bool look_up(struct shard *s, struct request *r)
         counter_add(&s->coalesced, 1);
         return true;
     }
-    return start_load(s, r, root, cell);
+    return load_or_answer(s, r, root, cell);
 }
 
-static void load_failed(struct shard *s, struct load *load, struct list *waiters)
+static void load_failed(struct shard *s, struct load *load, struct list *waiters, struct list *ops)
 {
     char text[REQUEST_ERROR_BYTES];
     struct list_node *n;
@@ -156,39 +193,85 @@ static void load_failed(struct shard *s, struct load *load, struct list *waiters
     (void)file_read_failed(load->io.file, load->io.result, load->io.off, load->io.bytes);
     snprintf(text, sizeof text, "L2 table: %s", error_message());
     while ((n = list_pop(waiters)))
-        answer_error(s, container_of(n, struct request, node), load->io.result, text);
+        shard_answer(s, container_of(n, struct request, node), load->io.result, text);
+    while ((n = list_pop(ops)))
+        op_fail(s, container_of(n, struct op, node), load->io.result, text);
+}
+
+/* Ops need the slice in a slot; while some wait for one, what is only read takes none from them. */
+static const struct slot *find_slot_for(struct shard *s, struct load *load, bool for_ops)
+{
+    struct slot *slot;
+
+    if (!for_ops && !list_empty(&s->for_slot))
+        return NULL;
+    slot = slice_cache_insert(&s->cache, load->cell, load->buffer + load->skip, load->layer->slice_bytes);
+    if (slot && s->alone)
+        s->alone[slice_cache_index(&s->cache, slot)].ready = false;
+    return slot;
 }
 
 static void load_done(struct shard *s, struct load *load)
 {
-    struct list waiters = list_take(&load->waiters);
+    struct list waiters = list_take(&load->waiters), ops = list_take(&load->ops);
     struct list_node *n;
 
     if (unlikely(load->io.result < 0)) {
-        load_failed(s, load, &waiters);
+        load_failed(s, load, &waiters, &ops);
     } else {
-        const struct slot *slot =
-            slice_cache_insert(&s->cache, load->cell, load->buffer + load->skip, load->layer->slice_bytes);
+        const struct slot *slot = find_slot_for(s, load, !list_empty(&ops));
+        const _Atomic uint64_t *entries =
+            slot ? slot->entries : (const _Atomic uint64_t *)(const void *)(load->buffer + load->skip);
 
         /* Every waiter is answered before anything else can evict the slot. */
         while ((n = list_pop(&waiters)))
-            answer_from_slot(s, container_of(n, struct request, node), slot);
+            answer_from(s, container_of(n, struct request, node), entries);
+        while ((n = list_pop(&ops))) {
+            if (slot)
+                op_go(s, container_of(n, struct op, node)); /* pins it */
+            else
+                shard_wait_for_slot(s, container_of(n, struct op, node));
+        }
         atomic_store_explicit(&s->evictions, s->cache.evictions, memory_order_relaxed);
     }
     load->active = false;
+    if (s->reader)
+        epoch_leave(&s->reader->epoch, load->epoch_bucket);
     list_push(&s->free_loads, &load->node);
+    shard_run_all(s, &s->for_load);
 }
 
 /* ---- the turn ---- */
 
-static bool finish_loads(struct shard *s)
+static void io_done(struct shard *s, struct io *io)
+{
+    switch ((enum shard_role)io->role) {
+    case ROLE_READER:
+        read_io_done(s->reader, io);
+        break;
+    case ROLE_LOAD:
+        load_done(s, container_of(io, struct load, io));
+        break;
+    case ROLE_OP:
+        op_io_done(s, io);
+        break;
+    case ROLE_COPY:
+        shard_copy_done(s, io);
+        break;
+    case ROLE_PACK:
+        pack_io_done(s, io);
+        break;
+    }
+}
+
+static bool finish_ios(struct shard *s)
 {
     struct list done = list_take(&s->done);
     struct list_node *n;
     bool any = false;
 
     while ((n = list_pop(&done))) {
-        load_done(s, container_of(container_of(n, struct io, node), struct load, io));
+        io_done(s, container_of(n, struct io, node));
         any = true;
     }
     while (any && !list_empty(&s->queued) && !list_empty(&s->free_loads)) {
@@ -197,6 +280,14 @@ static bool finish_loads(struct shard *s)
             list_push(&s->queued, n); /* unreachable while a load is free */
     }
     return any;
+}
+
+static void take_request(struct shard *s, struct request *r)
+{
+    if (r->kind != REQUEST_READ && r->kind != REQUEST_MAP)
+        op_submit(s, r);
+    else if (!look_up(s, r))
+        list_push(&s->queued, &r->node);
 }
 
 static bool take_mail(struct shard *s)
@@ -209,10 +300,34 @@ static bool take_mail(struct shard *s)
         struct request *r;
 
         while (q && (r = spsc_pop(&q->mail[s->index].to_shard))) {
-            if (!look_up(s, r))
-                list_push(&s->queued, &r->node);
+            take_request(s, r);
             any = true;
         }
+    }
+    return any;
+}
+
+static bool run_ops(struct shard *s)
+{
+    struct list_node *n;
+    bool any = false;
+
+    while ((n = list_pop(&s->runnable))) {
+        op_go(s, container_of(n, struct op, node));
+        any = true;
+    }
+    return any;
+}
+
+static bool turn_reader(struct shard *s)
+{
+    struct list_node *n;
+    bool any = false;
+
+    queue_step(s->reader);
+    while ((n = list_pop(&s->reader->ready))) {
+        op_read_done(s, container_of(n, struct request, node));
+        any = true;
     }
     return any;
 }
@@ -225,13 +340,19 @@ ATTR_COLD static void break_down(struct shard *s, int err)
 
     s->broken = err;
     for (uint32_t i = 0; i < s->loads_end; i++) {
-        struct list waiters = list_take(&s->loads[i].waiters);
+        struct list waiters = list_take(&s->loads[i].waiters), ops = list_take(&s->loads[i].ops);
 
         while (s->loads[i].active && (n = list_pop(&waiters)))
-            answer_error(s, container_of(n, struct request, node), err, error_message());
+            shard_answer(s, container_of(n, struct request, node), err, error_message());
+        while (s->loads[i].active && (n = list_pop(&ops)))
+            op_fail(s, container_of(n, struct op, node), err, error_message());
     }
     while ((n = list_pop(&s->queued)))
-        answer_error(s, container_of(n, struct request, node), err, error_message());
+        shard_answer(s, container_of(n, struct request, node), err, error_message());
+    if (s->ops)
+        ops_break_down(s, err, error_message());
+    if (s->write_note)
+        shard_copies_lost(s, err);
 }
 
 static bool shard_turn(struct loop *loop)
@@ -240,14 +361,30 @@ static bool shard_turn(struct loop *loop)
     bool any;
     int err;
 
+    if (s->reader)
+        epoch_observe(&s->image->clock, &s->reader->epoch);
     err = s->broken ? 0 : loop->backend->ops->turn(loop->backend, &s->done);
     rcu_enter(); /* no queue that is met below goes away before the end */
-    any = finish_loads(s);
+    any = finish_ios(s);
     any |= take_mail(s);
+    if (s->reader) {
+        any |= shard_take_notes(s);
+        any |= run_ops(s);
+        any |= turn_reader(s);
+        any |= run_ops(s);
+    }
     if (unlikely(err < 0))
         break_down(s, err);
     notify_queues(s);
     rcu_leave();
+    if (s->reader && s->cache.dirty_count * DIRTY_FRACTION > s->cache.slot_count)
+        allocator_want_commit(s->image->allocator);
+    if (s->notify_allocator) {
+        s->notify_allocator = false;
+        allocator_notify(s->image->allocator);
+    }
+    if (s->reader && !any)
+        epoch_offline(&s->reader->epoch);
     return any;
 }
 
@@ -264,7 +401,7 @@ static bool shard_has_mail(struct loop *loop)
         any = q && !spsc_empty(&q->mail[s->index].to_shard);
     }
     rcu_leave();
-    return any;
+    return any || (s->reader && (queue_has_mail(s->reader) || !spsc_empty(&s->link.to_shard)));
 }
 
 static void shard_sleep(struct loop *loop)
@@ -306,8 +443,9 @@ static int create_loads(struct shard *s)
 
 int shard_init(struct shard *s, struct scow_image *image, uint32_t index)
 {
-    const struct backend_config config = {
-        .ios_max = SHARD_LOADS, .files = image->files, .file_count = image->file_count};
+    const struct backend_config config = {.ios_max = SHARD_LOADS + (image->allocator ? SHARD_WRITE_IOS : 0),
+                                          .files = image->files,
+                                          .file_count = image->file_count};
     int r;
 
     memset(s, 0, sizeof *s);
@@ -316,12 +454,14 @@ int shard_init(struct shard *s, struct scow_image *image, uint32_t index)
     s->index = index;
     snprintf(s->thread_name, sizeof s->thread_name, "scow-shard-%" PRIu32, index);
     s->loop.thread_name = s->thread_name;
-    s->notify = calloc(image->options.queues_max + 1, sizeof *s->notify);
+    s->notify = calloc(image->queue_places, sizeof *s->notify);
     if (!s->notify)
         return error_set(-ENOMEM, "out of memory");
     r = slice_cache_create(&s->cache, image->slots_per_shard, image->slice_bytes);
     if (r == 0)
         r = create_loads(s);
+    if (r == 0 && image->allocator)
+        r = shard_init_writing(s);
     if (r == 0)
         r = image->env->ops->backend_create(image->env, image->metadata_backend, &config, &s->loop.backend);
     return r;
@@ -329,6 +469,7 @@ int shard_init(struct shard *s, struct scow_image *image, uint32_t index)
 
 void shard_destroy(struct shard *s)
 {
+    shard_destroy_writing(s);
     backend_destroy(s->loop.backend);
     slice_cache_destroy(&s->cache);
     if (s->load_memory)

@@ -12,7 +12,6 @@
 #include "format/limits.h"
 
 #define EXTENSION_HEAD_BYTES 8u
-#define BACKING_FORMAT_BYTES_MAX 15u
 
 int header_probe_cluster(const uint8_t *head, size_t head_bytes, uint32_t *ret_cluster_bytes)
 {

@@ -55,6 +55,10 @@ static_assert(offsetof(struct header_disk, compression) == 104, "qcow2 spec: hea
 #define COMPAT_LAZY_REFCOUNTS (1ull << 0)
 #define AUTOCLEAR_BITMAPS (1ull << 0)
 #define AUTOCLEAR_DATA_FILE_RAW (1ull << 1)
+/* Ours: set while shardcow has the image open for writing. Another writer clears it, as it clears every
+ * autoclear bit that it does not know. */
+#define AUTOCLEAR_SHARDCOW_BIT 40
+#define AUTOCLEAR_SHARDCOW (1ull << AUTOCLEAR_SHARDCOW_BIT)
 
 enum extension_type {
     EXTENSION_END = 0,

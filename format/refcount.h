@@ -38,4 +38,32 @@ static inline uint64_t refcount_get(const uint8_t *block, uint32_t order, uint32
     }
 }
 
+/* value is at most refcount_max(order). */
+static inline void refcount_set(uint8_t *block, uint32_t order, uint32_t index, uint64_t value)
+{
+    if (order < 3) {
+        const uint32_t per_byte_bits = 3 - order;
+        const uint32_t shift = (index & ((1u << per_byte_bits) - 1)) << order;
+        const uint32_t mask = ((1u << (1u << order)) - 1) << shift;
+        uint8_t *byte = &block[index >> per_byte_bits];
+
+        *byte = (uint8_t)((*byte & ~mask) | ((uint32_t)value << shift));
+        return;
+    }
+    switch (order) {
+    case 3:
+        block[index] = (uint8_t)value;
+        break;
+    case 4:
+        put_be16(block + (size_t)index * 2, (uint16_t)value);
+        break;
+    case 5:
+        put_be32(block + (size_t)index * 4, (uint32_t)value);
+        break;
+    default:
+        put_be64(block + (size_t)index * 8, value);
+        break;
+    }
+}
+
 #endif

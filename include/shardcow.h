@@ -87,7 +87,7 @@ enum scow_io_mode {
     SCOW_IO_BUFFERED = 2,
 };
 
-/* Open for writing. This version reads only: scow_open() answers -EROFS. */
+/* Open for writing. Files below the image in its chain are always read-only. */
 #define SCOW_OPEN_WRITE (1u << 0)
 /* Take no image locks. Without it scow_open() takes the byte-range locks that QEMU takes for a reader
  * (QEMU block/file-posix.c: open-file-description locks on bytes 100 and above), so that neither side
@@ -98,6 +98,14 @@ enum scow_io_mode {
 #define SCOW_OPEN_NO_IO (1u << 2)
 /* Open backing files buffered whatever io_mode says, so that overlays share them in the page cache. */
 #define SCOW_OPEN_BACKING_BUFFERED (1u << 3)
+/* Writethrough: every write, discard and write_zeroes completes only when it is durable, as if each had
+ * SCOW_REQ_FUA. Without it the image is a disk with a volatile cache: scow_queue_flush() makes durable. */
+#define SCOW_OPEN_WRITETHROUGH (1u << 4)
+/* For scow_check() with a repair flag: with SCOW_OPEN_WRITE, accepts images with the dirty or the corrupt bit
+ * and repairs nothing by itself; gives no queues (-EPERM). */
+#define SCOW_OPEN_REPAIR (1u << 5)
+/* Never give space back to the host: discarded clusters are free for reuse, but no hole is punched. */
+#define SCOW_OPEN_NO_PUNCH (1u << 6)
 
 enum scow_child_role {
     SCOW_CHILD_BACKING = 1,
@@ -122,6 +130,13 @@ struct scow_child {
 
 typedef int scow_open_child_fn(void *ctx, struct scow_child *child);
 
+/* What becomes of writes whose data is all zeros. */
+enum scow_detect_zeroes {
+    SCOW_DETECT_ZEROES_OFF = 0,
+    SCOW_DETECT_ZEROES_ON = 1,    /* as write_zeroes that keeps what is allocated */
+    SCOW_DETECT_ZEROES_UNMAP = 2, /* as write_zeroes with SCOW_REQ_MAY_UNMAP */
+};
+
 /* An open_child that allows every file; ctx is not used. For images that you trust. A backing file
  * whose format the image does not name is refused all the same. */
 SCOW_PUBLIC int scow_open_child_any(void *ctx, struct scow_child *child);
@@ -141,6 +156,11 @@ struct scow_open_options {
     uint32_t chain_depth_max; /* backing files below the image, at most 256; 0: 64 */
     scow_open_child_fn *open_child; /* NULL: no file that an image names is opened */
     void *open_child_ctx;
+    /* for SCOW_OPEN_WRITE */
+    enum scow_detect_zeroes detect_zeroes;
+    uint32_t commit_interval_ms;  /* metadata that nobody flushes is written after so long; 0: 1000 */
+    uint64_t preallocation_bytes; /* how far the file is extended ahead of its use; 0: 128 MiB at most, less
+                                     for small images. Taken back by scow_close() and scow_quiesce(). */
     uint64_t reserved[4];
 };
 
@@ -150,10 +170,14 @@ struct scow_open_options {
     }
 
 /*
- * Open an image by path, read-only. options may be NULL for the defaults.
+ * Open an image by path. options may be NULL for the defaults: read-only.
  *
- * Nothing is probed and nothing is changed, not even the dirty bit. Images with the dirty or the corrupt
- * bit are opened; scow_get_info() tells. Worker threads start with the first queue.
+ * Nothing is probed. Read-only, nothing is changed, not even the dirty bit; images with the dirty or the
+ * corrupt bit are opened; scow_get_info() tells. With SCOW_OPEN_WRITE the header is updated at once: unknown
+ * autoclear bits and the bitmaps bit are cleared (qcow2 spec, "Header": the bitmaps would be out of date),
+ * and an autoclear bit of shardcow's own is set until scow_close(). An image with the dirty bit, or one that
+ * its last writer did not close, is repaired first (references are counted; clusters leaked by a crash come
+ * back). An image with the corrupt bit is refused with -EROFS. Worker threads start with the first queue.
  *
  * Errors: -EINVAL bad options, or a file that is no valid image; -ENOTSUP a valid image with a feature that
  * is not supported (named in the message), encryption among them; -EPERM a child file that open_child
@@ -168,8 +192,79 @@ SCOW_PUBLIC int scow_open(const char *path, const struct scow_open_options *opti
 SCOW_PUBLIC int scow_open_fd(int fd, const char *name_path, const struct scow_open_options *options,
                              struct scow_image **ret_image);
 
-/* Close; NULL is allowed. All queues must have been destroyed. */
-SCOW_PUBLIC void scow_close(struct scow_image *image);
+/*
+ * Close; NULL is allowed. All queues must have been destroyed. An image that was open for writing is left
+ * complete: everything is written and durable, unused clusters and preallocated space are given back. The
+ * image is gone whatever this returns: 0, or a negative errno when that failed (what was flushed before is
+ * safe).
+ */
+SCOW_PUBLIC int scow_close(struct scow_image *image);
+
+/*
+ * Leave the file complete for another process (pause, migration, handover) while this handle stays open:
+ * waits until everything acknowledged is durable and unused clusters are returned, and clears the mark of an
+ * image in use. The caller sees to it that no write is in flight; the next one sets the mark again. Blocking,
+ * any thread. 0 when there is nothing to do, also read-only.
+ */
+SCOW_PUBLIC int scow_quiesce(struct scow_image *image);
+
+#define SCOW_RESIZE_SHRINK (1u << 0) /* allow new_bytes below the present size: what lies beyond is lost */
+
+/*
+ * Change the virtual size to new_bytes, a multiple of 512. Growing works with queues running; new space reads
+ * as zeros, also above a longer backing file. Shrinking needs SCOW_RESIZE_SHRINK, no queues and no internal
+ * snapshots. Blocking, any thread. Durable when it returns 0. -ENOTSUP where the format cannot (a version 2
+ * image that would expose its backing file), -EFBIG beyond what L1 can hold, -EBUSY with queues.
+ */
+SCOW_PUBLIC int scow_resize(struct scow_image *image, uint64_t new_bytes, uint32_t flags);
+
+/* ------------------------------------------------------------------------------------------------ */
+/* Creating                                                                                           */
+/* ------------------------------------------------------------------------------------------------ */
+
+enum scow_compression {
+    SCOW_COMPRESSION_ZLIB = 0, /* raw deflate, 4 KiB window */
+    SCOW_COMPRESSION_ZSTD = 1,
+};
+
+enum scow_preallocation {
+    SCOW_PREALLOCATION_OFF = 0,
+    SCOW_PREALLOCATION_METADATA = 1, /* all clusters are mapped; the file is sparse */
+    SCOW_PREALLOCATION_FALLOC = 2,   /* and has its space reserved */
+    SCOW_PREALLOCATION_FULL = 3,     /* and written with zeros */
+};
+
+struct scow_create_options {
+    size_t size;
+    uint32_t flags;          /* none yet: 0 */
+    uint32_t version;        /* 2 or 3; 0: 3 */
+    uint64_t virtual_size;   /* bytes, rounded up to 512 */
+    uint32_t cluster_bytes;  /* 512 to 2 MiB; 0: 64 KiB */
+    uint32_t refcount_bits;  /* 1 to 64, a power of two; 0: 16 */
+    uint32_t extended_l2;    /* 1: 32 subclusters per cluster */
+    uint32_t lazy_refcounts; /* 1: set the compatible bit, for other writers */
+    enum scow_compression compression;
+    enum scow_preallocation preallocation;
+    const char *backing_name; /* as written to the header; NULL: none. Nothing is opened. */
+    const char *backing_format;
+    const char *data_file_name; /* external data file; NULL: none. Created or truncated unless
+                                   data_file_keep. */
+    uint32_t data_file_raw;     /* 1: keep the data file a valid raw image */
+    uint32_t data_file_keep;    /* 1: data_file_name exists and stays as it is */
+    uint64_t reserved[4];
+};
+
+#define SCOW_CREATE_OPTIONS_INIT                                                                             \
+    {                                                                                                        \
+        .size = sizeof(struct scow_create_options)                                                           \
+    }
+
+/*
+ * Create a qcow2 image. An existing file is truncated first, under the locks of a writer: -EAGAIN when
+ * another process has it open. A block device is used as it is. On failure a file that did not exist before
+ * is removed. 0; -EINVAL with a message for options that exclude each other; what the file system says.
+ */
+SCOW_PUBLIC int scow_create(const char *path, const struct scow_create_options *options);
 
 /*
  * The path of a file that image_path names as name: name itself if it is absolute, else name in image_path's
@@ -194,11 +289,6 @@ SCOW_PUBLIC uint64_t scow_size(const struct scow_image *image);
 #define SCOW_COMPAT_LAZY_REFCOUNTS (1ull << 0)
 #define SCOW_AUTOCLEAR_BITMAPS (1ull << 0)
 #define SCOW_AUTOCLEAR_DATA_FILE_RAW (1ull << 1)
-
-enum scow_compression {
-    SCOW_COMPRESSION_ZLIB = 0, /* raw deflate, 4 KiB window */
-    SCOW_COMPRESSION_ZSTD = 1,
-};
 
 /*
  * For a raw image only size, format, virtual_size, file_bytes, allocated_bytes and the I/O part are set.
@@ -348,7 +438,8 @@ struct scow_queue_options {
  * may use it; it may be created and destroyed by another. Queues of one image may be used at the same
  * time without any locking. options may be NULL.
  *
- * Errors: -EPERM with SCOW_OPEN_NO_IO; -EMFILE when queues_max exist; -ENOMEM; what the backend says.
+ * Errors: -EPERM with SCOW_OPEN_NO_IO or SCOW_OPEN_REPAIR; -EMFILE when queues_max exist; -ENOMEM; what the
+ * backend says.
  */
 SCOW_PUBLIC int scow_queue_create(struct scow_image *image, const struct scow_queue_options *options,
                                   struct scow_queue **ret_queue);
@@ -372,6 +463,15 @@ SCOW_PUBLIC int scow_queue_destroy(struct scow_queue *queue);
  *
  * A request may start at once or at the next scow_queue_poll(): always poll after submitting.
  */
+/* Durable when it completes (force unit access). Write-side requests. */
+#define SCOW_REQ_FUA (1u << 0)
+/* write_zeroes: what is allocated may be freed. Without it allocated clusters stay allocated. */
+#define SCOW_REQ_MAY_UNMAP (1u << 1)
+/* write, writev: store the data compressed. off is a multiple of the cluster size, and so is the length,
+ * except where the request ends with the image. Clusters that are allocated already, or that do not shrink,
+ * are written plain. -ENOTSUP with an external data file. */
+#define SCOW_REQ_COMPRESSED (1u << 2)
+
 SCOW_PUBLIC int scow_queue_read(struct scow_queue *queue, uint64_t off, void *buf, size_t bytes,
                                 void *user_data, uint32_t flags);
 SCOW_PUBLIC int scow_queue_readv(struct scow_queue *queue, uint64_t off, const struct iovec *iov,
@@ -380,7 +480,19 @@ SCOW_PUBLIC int scow_queue_write(struct scow_queue *queue, uint64_t off, const v
                                  void *user_data, uint32_t flags);
 SCOW_PUBLIC int scow_queue_writev(struct scow_queue *queue, uint64_t off, const struct iovec *iov,
                                   int iov_count, void *user_data, uint32_t flags);
-/* On an image that is open read-only a flush completes with 0: there is nothing to make durable. */
+/*
+ * Writes. An acknowledged write is seen by every later read on any queue; it is durable after a flush.
+ * -ENOSPC fails only requests that need new clusters; others go on. Once metadata could not be written
+ * several times in a row the image refuses writes with -EROFS until it is opened again.
+ *
+ * Flush: on an image that is open read-only it completes with 0: there is nothing to make durable.
+ *
+ * Discard: whole clusters (subclusters) in the range read as zeros afterwards, except in a version 2 image
+ * with a backing file, and their space goes back to the host after the next commit; partial ones stay as they
+ * are.
+ *
+ * write_zeroes: the range reads as zeros afterwards.
+ */
 SCOW_PUBLIC int scow_queue_flush(struct scow_queue *queue, void *user_data, uint32_t flags);
 SCOW_PUBLIC int scow_queue_discard(struct scow_queue *queue, uint64_t off, uint64_t bytes, void *user_data,
                                    uint32_t flags);
@@ -427,6 +539,10 @@ SCOW_PUBLIC int scow_queue_enable_completion_fd(struct scow_queue *queue, int en
  */
 SCOW_PUBLIC int scow_pread(struct scow_image *image, void *buf, size_t bytes, uint64_t off);
 SCOW_PUBLIC int scow_pwrite(struct scow_image *image, const void *buf, size_t bytes, uint64_t off);
+/* off and bytes are multiples of 512. flags: SCOW_REQ_*. */
+SCOW_PUBLIC int scow_pwrite_zeroes(struct scow_image *image, uint64_t bytes, uint64_t off, uint32_t flags);
+SCOW_PUBLIC int scow_pdiscard(struct scow_image *image, uint64_t bytes, uint64_t off);
+SCOW_PUBLIC int scow_flush(struct scow_image *image);
 
 /* Counts since the queue (or, for the sum, the image) came to be. */
 struct scow_counters {
@@ -446,6 +562,22 @@ struct scow_counters {
     uint64_t slice_loads;
     uint64_t slice_coalesced; /* misses that joined a load in flight */
     uint64_t slice_evictions;
+    /* writing */
+    uint64_t writes_in_place; /* parts written by the queue itself */
+    uint64_t writes_at_shard; /* parts that went to the owner of their slice */
+    uint64_t flushes_alone;   /* flushes without a commit: one fdatasync on the queue's own */
+    uint64_t flushes_joined;  /* flushes that joined a commit */
+    /* of the image; 0 for a queue */
+    uint64_t clusters_allocated;
+    uint64_t cow_bytes; /* copied around writes */
+    uint64_t commits;   /* of metadata */
+    uint64_t syncs;     /* fdatasyncs of commits and refcounts */
+    uint64_t slice_writes;
+    uint64_t leases;        /* granted */
+    uint64_t leased;        /* clusters out now */
+    uint64_t freed_pending; /* clusters that wait for a commit, for I/O in flight or for their punch */
+    uint64_t freed_punched; /* clusters whose space the host has back */
+    uint64_t freed_skipped; /* clusters freed without a punch: none possible, or it failed */
 };
 
 #define SCOW_COUNTERS_INIT                                                                                   \
@@ -503,9 +635,12 @@ typedef void scow_problem_fn(void *ctx, enum scow_problem_kind kind, const char 
  * -ECANCELED. */
 typedef int scow_progress_fn(void *ctx, uint64_t done, uint64_t total);
 
+#define SCOW_CHECK_REPAIR_LEAKS (1u << 0) /* lower refcounts that are too high */
+#define SCOW_CHECK_REPAIR_ALL (1u << 1)   /* correct all refcounts, COPIED flags and damaged entries too */
+
 struct scow_check_options {
     size_t size;
-    uint32_t flags;        /* none yet: 0 */
+    uint32_t flags;        /* SCOW_CHECK_*; repair needs an image opened with SCOW_OPEN_REPAIR */
     uint32_t threads;      /* 0: one per online CPU, at most 16 */
     uint64_t memory_bytes; /* bound of the working memory; 0: 1 GiB. Beyond it the check makes more passes. */
     scow_problem_fn *problem;
@@ -543,6 +678,11 @@ struct scow_check_result {
     uint64_t host_clusters;         /* host clusters with a refcount above 0 */
     uint64_t subclusters_allocated; /* extended L2 */
     uint64_t subclusters_zero;
+
+    /* With repair: how many of the above were mended. corruptions, leaks and check_errors are then what is
+     * left, as qemu-img check -r reports it. */
+    uint64_t corruptions_fixed;
+    uint64_t leaks_fixed;
 };
 
 #define SCOW_CHECK_RESULT_INIT                                                                               \
@@ -551,8 +691,10 @@ struct scow_check_result {
     }
 
 /*
- * Check an image's references against its refcounts, in parallel, without changing it. Nobody may be writing
- * to it. 0 when the check ran to its end, whatever it found; -ENOTSUP for a raw image.
+ * Check an image's references against its refcounts, in parallel, without changing it unless flags ask for
+ * repair. Nobody may be writing to it (on a handle open for writing: after scow_quiesce()). A repair that
+ * leaves no corruption behind clears the dirty and the corrupt bit. 0 when the check ran to its end, whatever
+ * it found; -ENOTSUP for a raw image.
  */
 SCOW_PUBLIC int scow_check(struct scow_image *image, const struct scow_check_options *options,
                            struct scow_check_result *ret);

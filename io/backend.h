@@ -4,7 +4,7 @@
  * threads.
  *
  *   ring     io_uring
- *   pool     preadv on threads that the backends of an image share
+ *   pool     preadv and the like on threads that the backends of an image share
  *   null     completes at once and moves nothing: for benchmarks
  *   tests/sim has its own
  */

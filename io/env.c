@@ -22,17 +22,18 @@ static struct os_env *os_of(struct env *env)
     return container_of(env, struct os_env, base);
 }
 
-static int os_file_open(struct env *env, const char *path, enum file_mode mode, struct file **ret)
+static int os_file_open(struct env *env, const char *path, enum file_mode mode, uint32_t flags,
+                        struct file **ret)
 {
     (void)env;
-    return file_open(path, mode, ret);
+    return file_open(path, mode, flags, ret);
 }
 
 static int os_file_open_fd(struct env *env, int fd, const char *name_path, enum file_mode mode,
-                           struct file **ret)
+                           uint32_t flags, struct file **ret)
 {
     (void)env;
-    return file_open_fd(fd, name_path, mode, ret);
+    return file_open_fd(fd, name_path, mode, flags, ret);
 }
 
 static int os_backend_create(struct env *env, enum backend_kind kind, const struct backend_config *config,

@@ -16,8 +16,9 @@ struct env;
 
 struct env_ops {
     /* For children: as file_open() and file_open_fd(). */
-    int (*file_open)(struct env *env, const char *path, enum file_mode mode, struct file **ret);
-    int (*file_open_fd)(struct env *env, int fd, const char *name_path, enum file_mode mode,
+    int (*file_open)(struct env *env, const char *path, enum file_mode mode, uint32_t flags,
+                     struct file **ret);
+    int (*file_open_fd)(struct env *env, int fd, const char *name_path, enum file_mode mode, uint32_t flags,
                         struct file **ret);
     int (*backend_create)(struct env *env, enum backend_kind kind, const struct backend_config *config,
                           struct backend **ret);

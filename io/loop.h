@@ -32,8 +32,12 @@ struct loop {
      * false owes a wake-up. */
     _Atomic bool sleeping;
     _Atomic bool stop;
+    /* When the loop wants to be turned at the latest though nothing calls it: env's clock, 0: never. The
+     * loop's own; set by its turns. */
+    uint64_t wake_at_ns;
     pthread_t thread;
     bool has_thread;
+    bool started; /* env's loop_start() was called for it, and loop_stop() was not; the control path's */
 };
 
 /*

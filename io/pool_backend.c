@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * preadv on threads, for where io_uring is forbidden. One pool serves the backends of an image: a FIFO of
- * I/Os under one lock, which the system calls themselves dwarf.
+ * Blocking system calls on threads, for where io_uring is forbidden. One pool serves the backends of an
+ * image: a FIFO of I/Os under one lock, which the system calls themselves dwarf.
  */
 #include <errno.h>
 #include <poll.h>
@@ -57,21 +57,46 @@ static void signal_fd(int fd)
     (void)!write(fd, &one, sizeof one);
 }
 
+static int64_t transfer(const struct io *io)
+{
+    const bool whole = io->done == 0 && io->iov_count;
+    const struct iovec rest = whole ? (struct iovec){0} : io_rest(io);
+    const struct iovec *iov = whole ? io->iov : &rest;
+    const int count = whole ? io->iov_count : 1;
+    const off_t off = (off_t)(io->off + io->done);
+    ssize_t n;
+
+    if (io->kind == IO_WRITE)
+        n = pwritev2(io->file->fd, iov, count, off, io->flags & IO_DURABLE ? RWF_DSYNC : 0);
+    else
+        n = preadv(io->file->fd, iov, count, off);
+    return n < 0 ? -errno : n;
+}
+
+static int64_t run_once(const struct io *io)
+{
+    struct file *f = io->file;
+
+    switch (io->kind) {
+    case IO_SYNC:
+        return f->ops->sync(f);
+    case IO_ALLOCATE:
+        return f->ops->allocate(f, io->off, io->length);
+    case IO_PUNCH:
+        return f->ops->punch(f, io->off, io->length);
+    case IO_ZERO:
+        return f->ops->zero(f, io->off, io->length);
+    case IO_READ:
+    case IO_WRITE:
+        break;
+    }
+    return transfer(io);
+}
+
 static void run_io(struct io *io)
 {
-    for (;;) {
-        ssize_t n;
-
-        if (io->done == 0 && io->iov_count) {
-            n = preadv(io->file->fd, io->iov, io->iov_count, (off_t)io->off);
-        } else {
-            const struct iovec rest = io_rest(io);
-
-            n = pread(io->file->fd, rest.iov_base, rest.iov_len, (off_t)(io->off + io->done));
-        }
-        if (io_advance(io, n < 0 ? -errno : n))
-            return;
-    }
+    while (!io_advance(io, run_once(io)))
+        ;
 }
 
 static void finish_io(struct pool_backend *p, struct io *io)

@@ -93,20 +93,52 @@ static struct io_uring_sqe *take_sqe(struct ring_backend *r)
     return sqe;
 }
 
+/* A read or a write. */
+static void fill_transfer(struct io_uring_sqe *sqe, int fd, const struct io *io)
+{
+    const bool write = io->kind == IO_WRITE;
+
+    if (likely(io->done == 0)) {
+        if (io->iov_count)
+            io_uring_prep_rw(write ? IORING_OP_WRITEV : IORING_OP_READV, sqe, fd, io->iov,
+                             (unsigned)io->iov_count, io->off);
+        else
+            io_uring_prep_rw(write ? IORING_OP_WRITE : IORING_OP_READ, sqe, fd, io->buf, io->bytes, io->off);
+    } else {
+        const struct iovec rest = io_rest(io);
+
+        io_uring_prep_rw(write ? IORING_OP_WRITE : IORING_OP_READ, sqe, fd, rest.iov_base,
+                         (unsigned)rest.iov_len, io->off + io->done);
+    }
+    if (write && (io->flags & IO_DURABLE))
+        sqe->rw_flags = RWF_DSYNC;
+}
+
+/* The kernel is not asked, but the answer comes with the other completions. */
+static bool is_refused(const struct io *io)
+{
+    return io->kind == IO_ALLOCATE && io->file->block_device;
+}
+
+/* IO_ALLOCATE, IO_PUNCH, IO_ZERO */
+static void fill_fallocate(struct io_uring_sqe *sqe, int fd, const struct io *io)
+{
+    if (is_refused(io))
+        io_uring_prep_nop(sqe);
+    else
+        io_uring_prep_fallocate(sqe, fd, io_fallocate_mode(io->kind), (off_t)io->off, (off_t)io->length);
+}
+
 static void fill_sqe(const struct ring_backend *r, struct io_uring_sqe *sqe, struct io *io)
 {
     const int fd = r->files_registered ? (int)io->file->index : io->file->fd;
 
-    if (likely(io->done == 0)) {
-        if (io->iov_count)
-            io_uring_prep_readv(sqe, fd, io->iov, (unsigned)io->iov_count, io->off);
-        else
-            io_uring_prep_read(sqe, fd, io->buf, io->bytes, io->off);
-    } else {
-        const struct iovec rest = io_rest(io);
-
-        io_uring_prep_read(sqe, fd, rest.iov_base, (unsigned)rest.iov_len, io->off + io->done);
-    }
+    if (likely(io->kind <= IO_WRITE))
+        fill_transfer(sqe, fd, io);
+    else if (io->kind == IO_SYNC)
+        io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
+    else
+        fill_fallocate(sqe, fd, io);
     if (r->files_registered)
         sqe->flags |= IOSQE_FIXED_FILE;
     io_uring_sqe_set_data(sqe, io);
@@ -166,7 +198,7 @@ static void complete(struct ring_backend *r, const struct io_uring_cqe *cqe, str
         return;
     }
     io = (struct io *)(uintptr_t)cqe->user_data;
-    if (likely(io_advance(io, cqe->res)))
+    if (likely(io_advance(io, unlikely(is_refused(io)) ? -EOPNOTSUPP : cqe->res)))
         list_push(done, &io->node);
     else
         start_io(r, io);
@@ -231,7 +263,7 @@ static int ring_turn(struct backend *b, struct list *done)
     if (unlikely(ret < 0) && !passing(ret))
         return enter_failed(ret);
     reap(r, done);
-    /* Parts of short reads, or what the kernel did not take: nothing but another turn will move them. */
+    /* Parts of short transfers, or what the kernel did not take: nothing but another turn will move them. */
     if (unlikely(io_uring_sq_ready(&r->ring)) || unlikely(!list_empty(&r->overflow)))
         signal_event(r);
     return 0;

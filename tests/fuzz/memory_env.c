@@ -138,17 +138,20 @@ struct file *memory_env_open_image(struct memory_env *env)
     return f;
 }
 
-static int env_file_open(struct env *env, const char *path, enum file_mode mode, struct file **ret)
+static int env_file_open(struct env *env, const char *path, enum file_mode mode, uint32_t flags,
+                         struct file **ret)
 {
     (void)mode;
+    if (flags)
+        finding("a file is opened for writing though its image is not");
     return open_disk(env_of(env), 1, path, ret);
 }
 
 static int env_file_open_fd(struct env *env, int fd, const char *name_path, enum file_mode mode,
-                            struct file **ret)
+                            uint32_t flags, struct file **ret)
 {
     (void)fd;
-    return env_file_open(env, name_path, mode, ret);
+    return env_file_open(env, name_path, mode, flags, ret);
 }
 
 /* ---- backends ---- */
@@ -180,6 +183,8 @@ static void perform(struct memory_env *env, struct io *io)
 {
     ssize_t n;
 
+    if (io->kind != IO_READ)
+        finding("an image that was opened for reading is written");
     do {
         const struct iovec rest = io_rest(io);
         const size_t align = io->file->io_align;

@@ -123,7 +123,7 @@ static void protect_shared(struct scow_image *image, int prot)
         struct map_root *root = atomic_load(&layer->root);
 
         protect((void *)root->directory.cells, root->directory.count * sizeof(slot_cell), prot);
-        protect_allocation((void *)root->l1, prot);
+        protect((void *)root->l1, root->l1_room * sizeof *root->l1, prot);
         protect_allocation(root, prot);
         protect_allocation(layer->cluster0, prot);
         protect_allocation(layer, prot);

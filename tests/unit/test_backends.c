@@ -15,6 +15,7 @@
 #include "base/attributes.h"
 #include "base/error.h"
 #include "io/env.h"
+#include "tests/unit/bench.h"
 #include "tests/unit/image_builder.h"
 #include "tests/unit/scratch.h"
 
@@ -24,33 +25,9 @@ TestSuite(null, .fini = abort_if_memory_is_lost);
 
 #define FILE_BYTES 1000000u /* no multiple of anything */
 #define SALT 9u
-#define MANY 300u
+#define MANY BENCH_IOS_MAX
 
-struct subject {
-    enum backend_kind kind;
-    enum file_mode mode;
-};
-
-static struct subject subjects[] = {
-    {BACKEND_RING, FILE_BUFFERED},
-    {BACKEND_RING, FILE_AUTO},
-    {BACKEND_POOL, FILE_BUFFERED},
-    {BACKEND_POOL, FILE_AUTO},
-};
-
-struct bench {
-    struct env *env;
-    struct file *file;
-    struct backend *backend;
-    uint64_t io_align;
-};
-
-#define EACH_BACKEND(name)                                                                                   \
-    ParameterizedTestParameters(backend, name)                                                               \
-    {                                                                                                        \
-        return cr_make_param_array(struct subject, subjects, ARRAY_COUNT(subjects));                         \
-    }                                                                                                        \
-    ParameterizedTest(struct subject *s, backend, name, .timeout = 60)
+#define EACH_BACKEND(name) BENCH_EACH(backend, name)
 
 static void set_up(struct bench *b, const struct subject *s)
 {
@@ -58,52 +35,16 @@ static void set_up(struct bench *b, const struct subject *s)
     const char *path = scratch("file");
     FILE *f = fopen(path, "we");
 
-    if (s->kind == BACKEND_RING && ring_backend_probe() < 0)
-        cr_skip("io_uring is not available here");
     stamp_fill(content, sizeof content, 0, SALT);
     cr_assert_eq(fwrite(content, 1, sizeof content, f), sizeof content);
     fclose(f);
-    cr_assert_eq(file_open(path, s->mode, &b->file), 0, "%s", error_message());
-    cr_assert_eq(env_create_os(&b->env), 0);
-    const struct backend_config config = {.ios_max = MANY, .files = &b->file, .file_count = 1};
-    cr_assert_eq(b->env->ops->backend_create(b->env, s->kind, &config, &b->backend), 0, "%s",
-                 error_message());
-    b->io_align = b->file->io_align;
-}
-
-static void tear_down(struct bench *b)
-{
-    backend_destroy(b->backend);
-    file_close(b->file);
-    b->env->ops->destroy(b->env);
+    bench_open(b, s, path, 0);
 }
 
 static void read_io(const struct bench *b, struct io *io, void *buf, uint64_t off, uint32_t bytes)
 {
     *io = (struct io){.kind = IO_READ, .file = b->file, .buf = buf, .off = off, .bytes = bytes, .result = 77};
     backend_prepare(b->backend, io);
-}
-
-static uint32_t count(struct list *done)
-{
-    uint32_t n = 0;
-
-    while (list_pop(done))
-        n++;
-    return n;
-}
-
-static void finish(const struct bench *b, uint32_t ios)
-{
-    while (ios) {
-        struct list done = {0};
-        uint32_t n;
-
-        cr_assert_eq(b->backend->ops->wait(b->backend, &done, 10000000000ll), 0, "%s", error_message());
-        n = count(&done);
-        cr_assert_leq(n, ios);
-        ios -= n;
-    }
 }
 
 static bool is_content(const uint8_t *buf, uint64_t off, uint32_t bytes)
@@ -125,33 +66,25 @@ static uint64_t now_ns(void)
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-static uint8_t *buffer(size_t bytes)
-{
-    uint8_t *p = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
-
-    memset(p, 0xee, bytes);
-    return p;
-}
-
 EACH_BACKEND(reads)
 {
-    uint8_t *buf = buffer(65536);
+    uint8_t *buf = bench_buffer(65536);
     struct bench b;
     struct io io;
 
     set_up(&b, s);
     read_io(&b, &io, buf, 8 * 4096, 65536);
-    finish(&b, 1);
+    bench_finish(&b, 1);
     cr_assert_eq(io.result, 0);
     cr_assert(is_content(buf, 8 * 4096, 65536));
-    tear_down(&b);
+    bench_close(&b);
     free(buf);
 }
 
 EACH_BACKEND(past_the_end_are_zeros)
 {
     const uint64_t offs[] = {FILE_BYTES / 4096 * 4096, FILE_BYTES / 4096 * 4096 + 4096, 1u << 30};
-    uint8_t *buf = buffer(16384);
+    uint8_t *buf = bench_buffer(16384);
     struct bench b;
     struct io io;
 
@@ -159,18 +92,18 @@ EACH_BACKEND(past_the_end_are_zeros)
     for (size_t i = 0; i < ARRAY_COUNT(offs); i++) {
         memset(buf, 0xee, 16384);
         read_io(&b, &io, buf, offs[i], 8192);
-        finish(&b, 1);
+        bench_finish(&b, 1);
         cr_assert_eq(io.result, 0);
         cr_assert(is_content(buf, offs[i], 8192), "offset %lu", offs[i]);
         cr_assert_eq(buf[8192], 0xee, "nothing is written past the request");
     }
-    tear_down(&b);
+    bench_close(&b);
     free(buf);
 }
 
 EACH_BACKEND(vectors)
 {
-    uint8_t *a = buffer(8192), *c = buffer(4096), *d = buffer(16384);
+    uint8_t *a = bench_buffer(8192), *c = bench_buffer(4096), *d = bench_buffer(16384);
     struct iovec iov[] = {{a, 8192}, {c, 4096}, {d, 16384}};
     struct bench b;
     struct io io = {.kind = IO_READ, .iov = iov, .iov_count = 3, .bytes = 28672};
@@ -180,38 +113,38 @@ EACH_BACKEND(vectors)
     for (int i = 0; i < 2; i++) {
         io.off = i ? FILE_BYTES / 4096 * 4096 - 8192 : 4096; /* the second one passes the end in c */
         backend_prepare(b.backend, &io);
-        finish(&b, 1);
+        bench_finish(&b, 1);
         cr_assert_eq(io.result, 0);
         cr_assert(is_content(a, io.off, 8192));
         cr_assert(is_content(c, io.off + 8192, 4096));
         cr_assert(is_content(d, io.off + 12288, 16384));
     }
-    tear_down(&b);
+    bench_close(&b);
     free(a), free(c), free(d);
 }
 
 EACH_BACKEND(errors_are_results)
 {
-    uint8_t *buf = buffer(4096);
+    uint8_t *buf = bench_buffer(4096);
     struct bench b;
     struct io io;
 
     set_up(&b, s);
-    read_io(&b, &io, NULL, 0, 4096); /* no memory there */
-    finish(&b, 1);
+    read_io(&b, &io, (void *)4096, 0, 4096); /* no memory there */
+    bench_finish(&b, 1);
     cr_assert_eq(io.result, -EFAULT);
     read_io(&b, &io, buf, 0, 4096);
-    finish(&b, 1);
+    bench_finish(&b, 1);
     cr_assert_eq(io.result, 0, "the backend itself goes on");
     cr_assert(is_content(buf, 0, 4096));
-    tear_down(&b);
+    bench_close(&b);
     free(buf);
 }
 
 EACH_BACKEND(many_in_flight)
 {
     static struct io ios[MANY];
-    uint8_t *buf = buffer(MANY * 4096);
+    uint8_t *buf = bench_buffer(MANY * 4096);
     struct bench b;
 
     set_up(&b, s);
@@ -219,13 +152,13 @@ EACH_BACKEND(many_in_flight)
         memset(buf, 0xee, MANY * 4096);
         for (uint32_t i = 0; i < MANY; i++)
             read_io(&b, &ios[i], buf + i * 4096, i * 7919 % 250 * 4096, 4096);
-        finish(&b, MANY);
+        bench_finish(&b, MANY);
         for (uint32_t i = 0; i < MANY; i++) {
             cr_assert_eq(ios[i].result, 0);
             cr_assert(is_content(buf + i * 4096, i * 7919 % 250 * 4096, 4096));
         }
     }
-    tear_down(&b);
+    bench_close(&b);
     free(buf);
 }
 
@@ -240,7 +173,7 @@ EACH_BACKEND(turn_does_not_wait)
         cr_assert_eq(b.backend->ops->turn(b.backend, &done), 0);
     cr_assert(list_empty(&done));
     cr_assert_lt(now_ns() - start, 5000000000u);
-    tear_down(&b);
+    bench_close(&b);
 }
 
 EACH_BACKEND(wait_ends_at_its_timeout)
@@ -253,7 +186,7 @@ EACH_BACKEND(wait_ends_at_its_timeout)
     cr_assert_eq(b.backend->ops->wait(b.backend, &done, 30000000), 0);
     cr_assert_geq(now_ns() - start, 29000000u);
     cr_assert(list_empty(&done));
-    tear_down(&b);
+    bench_close(&b);
 }
 
 static void *wake_soon(void *arg)
@@ -278,7 +211,7 @@ EACH_BACKEND(wake_from_another_thread)
         cr_assert(list_empty(&done));
         pthread_join(waker, NULL);
     }
-    tear_down(&b);
+    bench_close(&b);
 }
 
 EACH_BACKEND(a_wake_before_the_wait_counts)
@@ -291,7 +224,7 @@ EACH_BACKEND(a_wake_before_the_wait_counts)
     cr_assert_eq(b.backend->ops->turn(b.backend, &done), 0);
     b.backend->ops->wake(b.backend);
     cr_assert_eq(b.backend->ops->wait(b.backend, &done, WAIT_FOREVER), 0);
-    tear_down(&b);
+    bench_close(&b);
 }
 
 static bool readable(int fd, int timeout_ms)
@@ -303,7 +236,7 @@ static bool readable(int fd, int timeout_ms)
 
 EACH_BACKEND(completion_descriptor)
 {
-    uint8_t *buf = buffer(4096);
+    uint8_t *buf = bench_buffer(4096);
     struct list done = {0};
     struct bench b;
     struct io io;
@@ -313,7 +246,7 @@ EACH_BACKEND(completion_descriptor)
     const int fd = b.backend->ops->event_fd(b.backend);
     cr_assert_geq(fd, 0);
     read_io(&b, &io, buf, 0, 4096);
-    finish(&b, 1);
+    bench_finish(&b, 1);
     (void)!read(fd, &n, sizeof n);
     cr_assert_not(readable(fd, 0), "silent until it is enabled");
 
@@ -328,13 +261,13 @@ EACH_BACKEND(completion_descriptor)
             (void)!read(fd, &n, sizeof n);
             cr_assert_eq(b.backend->ops->turn(b.backend, &done), 0);
         }
-        cr_assert_eq(count(&done), 1);
+        cr_assert_eq(bench_count(&done), 1);
     }
     (void)!read(fd, &n, sizeof n);
     b.backend->ops->wake(b.backend);
     cr_assert(readable(fd, 10000), "so does a wake-up");
     cr_assert_eq(b.backend->ops->event_enable(b.backend, false), 0);
-    tear_down(&b);
+    bench_close(&b);
     free(buf);
 }
 
@@ -349,7 +282,7 @@ static void *turn_elsewhere(void *arg)
 /* A ring has one thread; any other is told so, and breaks nothing. */
 EACH_BACKEND(another_thread)
 {
-    uint8_t *buf = buffer(4096);
+    uint8_t *buf = bench_buffer(4096);
     struct list done = {0};
     pthread_t other;
     struct bench b;
@@ -362,9 +295,9 @@ EACH_BACKEND(another_thread)
     pthread_join(other, &r);
     cr_assert_eq((intptr_t)r, s->kind == BACKEND_RING ? -EBUSY : 0);
     read_io(&b, &io, buf, 0, 4096);
-    finish(&b, 1);
+    bench_finish(&b, 1);
     cr_assert(is_content(buf, 0, 4096));
-    tear_down(&b);
+    bench_close(&b);
     free(buf);
 }
 
@@ -375,7 +308,7 @@ EACH_BACKEND(no_descriptor_is_leaked)
 
     for (int i = 0; i < 3; i++) {
         set_up(&b, s);
-        tear_down(&b);
+        bench_close(&b);
     }
     cr_assert_eq(open_descriptors(), before);
 }
@@ -384,7 +317,7 @@ EACH_BACKEND(no_descriptor_is_leaked)
 Test(pool, backends_share_its_threads, .timeout = 60)
 {
     static struct io ios[2][MANY];
-    uint8_t *buf = buffer(2 * MANY * 4096);
+    uint8_t *buf = bench_buffer(2 * MANY * 4096);
     struct subject s = {BACKEND_POOL, FILE_BUFFERED};
     struct backend *other;
     struct bench b, b2;
@@ -398,20 +331,20 @@ Test(pool, backends_share_its_threads, .timeout = 60)
         read_io(&b, &ios[0][i], buf + i * 4096, i % 200 * 4096, 4096);
         read_io(&b2, &ios[1][i], buf + (MANY + i) * 4096, i % 99 * 4096, 4096);
     }
-    finish(&b2, MANY);
-    finish(&b, MANY);
+    bench_finish(&b2, MANY);
+    bench_finish(&b, MANY);
     for (uint32_t i = 0; i < MANY; i++) {
         cr_assert(is_content(buf + i * 4096, i % 200 * 4096, 4096));
         cr_assert(is_content(buf + (MANY + i) * 4096, i % 99 * 4096, 4096));
     }
     backend_destroy(other);
-    tear_down(&b);
+    bench_close(&b);
     free(buf);
 }
 
 Test(null, completes_everything_and_moves_nothing)
 {
-    uint8_t *buf = buffer(4096);
+    uint8_t *buf = bench_buffer(4096);
     struct list done = {0};
     struct backend *null;
     struct io io = {.kind = IO_READ, .buf = buf, .bytes = 4096};
@@ -419,7 +352,7 @@ Test(null, completes_everything_and_moves_nothing)
     cr_assert_eq(null_backend_create(&null), 0);
     backend_prepare(null, &io);
     cr_assert_eq(null->ops->wait(null, &done, WAIT_FOREVER), 0);
-    cr_assert_eq(count(&done), 1);
+    cr_assert_eq(bench_count(&done), 1);
     cr_assert_eq(io.result, 0);
     cr_assert_eq(buf[0], 0xee);
     null->ops->wake(null);

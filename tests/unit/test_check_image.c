@@ -476,9 +476,9 @@ Test(check, arguments)
     handle = open_image(SCOW_FORMAT_QCOW2);
     cr_assert_eq(scow_check(handle, NULL, &r), 0);
 
-    o.flags = 1;
+    o.flags = 1u << 5;
     cr_assert_eq(scow_check(handle, &o, &r), -EINVAL);
-    cr_assert(strstr(scow_error(), "flags 0x1"));
+    cr_assert(strstr(scow_error(), "flags 0x20"));
     o = (struct scow_check_options)SCOW_CHECK_OPTIONS_INIT;
     o.reserved[3] = 1;
     cr_assert_eq(scow_check(handle, &o, &r), -EINVAL);

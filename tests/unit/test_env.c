@@ -68,6 +68,55 @@ static ssize_t plan_pread(struct file *f, void *buf, size_t bytes, uint64_t off)
     return os_file_ops->pread(f, buf, part, off);
 }
 
+static ssize_t plan_pwrite(struct file *f, const void *buf, size_t bytes, uint64_t off)
+{
+    struct test_plan *plan = current_plan;
+    size_t part = bytes;
+
+    if (is_the_one(&plan->writes, plan->fail_write))
+        return plan_error(plan);
+    if (plan->short_writes && bytes > f->io_align) {
+        part = (off * 7 + bytes * 13) % bytes / 3 + 1;
+        part = MAX(part / f->io_align * f->io_align, f->io_align);
+    }
+    return os_file_ops->pwrite(f, buf, part, off);
+}
+
+static int plan_sync(struct file *f)
+{
+    struct test_plan *plan = current_plan;
+
+    return is_the_one(&plan->syncs, plan->fail_sync) ? plan_error(plan) : os_file_ops->sync(f);
+}
+
+static int plan_truncate(struct file *f, uint64_t bytes)
+{
+    struct test_plan *plan = current_plan;
+
+    return is_the_one(&plan->truncates, plan->fail_truncate) ? plan_error(plan)
+                                                             : os_file_ops->truncate(f, bytes);
+}
+
+static bool space_fails(struct test_plan *plan)
+{
+    return is_the_one(&plan->spaces, plan->fail_space);
+}
+
+static int plan_allocate(struct file *f, uint64_t off, uint64_t bytes)
+{
+    return space_fails(current_plan) ? plan_error(current_plan) : os_file_ops->allocate(f, off, bytes);
+}
+
+static int plan_punch(struct file *f, uint64_t off, uint64_t bytes)
+{
+    return space_fails(current_plan) ? plan_error(current_plan) : os_file_ops->punch(f, off, bytes);
+}
+
+static int plan_zero(struct file *f, uint64_t off, uint64_t bytes)
+{
+    return space_fails(current_plan) ? plan_error(current_plan) : os_file_ops->zero(f, off, bytes);
+}
+
 static int64_t plan_seek(struct file *f, uint64_t off, bool data)
 {
     return os_file_ops->seek(f, off, data);
@@ -79,7 +128,17 @@ static void plan_close(struct file *f)
     os_file_ops->close(f);
 }
 
-static const struct file_ops plan_file_ops = {.pread = plan_pread, .seek = plan_seek, .close = plan_close};
+static const struct file_ops plan_file_ops = {
+    .pread = plan_pread,
+    .pwrite = plan_pwrite,
+    .sync = plan_sync,
+    .truncate = plan_truncate,
+    .allocate = plan_allocate,
+    .punch = plan_punch,
+    .zero = plan_zero,
+    .seek = plan_seek,
+    .close = plan_close,
+};
 
 static int opened(int r, struct file **ret)
 {
@@ -91,28 +150,29 @@ static int opened(int r, struct file **ret)
     return 0;
 }
 
-static int env_file_open(struct env *env, const char *path, enum file_mode mode, struct file **ret)
+static int env_file_open(struct env *env, const char *path, enum file_mode mode, uint32_t flags,
+                         struct file **ret)
 {
     struct test_plan *plan = container_of(env, struct test_env, base)->plan;
 
     if (is_the_one(&plan->opens, plan->fail_open))
         return error_set(plan_error(plan), "cannot open %s: this open fails", path);
-    return opened(file_open(path, mode, ret), ret);
+    return opened(file_open(path, mode, flags, ret), ret);
 }
 
 static int env_file_open_fd(struct env *env, int fd, const char *name_path, enum file_mode mode,
-                            struct file **ret)
+                            uint32_t flags, struct file **ret)
 {
     struct test_plan *plan = container_of(env, struct test_env, base)->plan;
 
     if (is_the_one(&plan->opens, plan->fail_open))
         return error_set(plan_error(plan), "cannot open descriptor %d: this open fails", fd);
-    return opened(file_open_fd(fd, name_path, mode, ret), ret);
+    return opened(file_open_fd(fd, name_path, mode, flags, ret), ret);
 }
 
-int test_env_open(struct env *env, const char *path, enum file_mode mode, struct file **ret)
+int test_env_open(struct env *env, const char *path, enum file_mode mode, uint32_t flags, struct file **ret)
 {
-    return env_file_open(env, path, mode, ret);
+    return env_file_open(env, path, mode, flags, ret);
 }
 
 /* ---- the backend ---- */
@@ -122,12 +182,27 @@ static void backend_prepare_io(struct backend *b, struct io *io)
     list_push(&container_of(b, struct test_backend, base)->pending, &io->node);
 }
 
-/* True when io is complete. */
-static bool read_some(struct io *io)
+/* One system call's worth; what it gave. */
+static int64_t do_some(const struct io *io)
 {
     const struct iovec rest = io_rest(io);
+    struct file *f = io->file;
 
-    return io_advance(io, io->file->ops->pread(io->file, rest.iov_base, rest.iov_len, io->off + io->done));
+    switch (io->kind) {
+    case IO_READ:
+        return f->ops->pread(f, rest.iov_base, rest.iov_len, io->off + io->done);
+    case IO_WRITE:
+        return f->ops->pwrite(f, rest.iov_base, rest.iov_len, io->off + io->done);
+    case IO_SYNC:
+        return f->ops->sync(f);
+    case IO_ALLOCATE:
+        return f->ops->allocate(f, io->off, io->length);
+    case IO_PUNCH:
+        return f->ops->punch(f, io->off, io->length);
+    case IO_ZERO:
+        return f->ops->zero(f, io->off, io->length);
+    }
+    return -EINVAL;
 }
 
 static int backend_turn(struct backend *base, struct list *done)
@@ -144,7 +219,7 @@ static int backend_turn(struct backend *base, struct list *done)
     while ((n = list_pop(&all))) {
         struct io *io = container_of(n, struct io, node);
 
-        if (random_below(&b->seed, 3) && read_some(io))
+        if (random_below(&b->seed, 3) && io_advance(io, do_some(io)))
             list_push(done, n);
         else
             list_push(&later, n);

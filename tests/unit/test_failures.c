@@ -146,7 +146,7 @@ static struct outcome run(struct test_plan *plan, enum file_mode mode)
     options.cache_bytes = 1;
     options.queues_max = 2;
     options.chain_depth_max = 4;
-    r = test_env_open(env, rig.paths[0], mode, &file);
+    r = test_env_open(env, rig.paths[0], mode, 0, &file);
     if (r < 0)
         env->ops->destroy(env);
     else
@@ -287,7 +287,7 @@ Test(failures, threads_that_could_not_be_started_may_be_started_later, .timeout 
     options.backend = SCOW_BACKEND_THREADS;
     options.queues_max = 2;
     options.chain_depth_max = 4;
-    cr_assert_eq(test_env_open(env, rig.paths[0], FILE_AUTO, &file), 0);
+    cr_assert_eq(test_env_open(env, rig.paths[0], FILE_AUTO, 0, &file), 0);
     cr_assert_eq(image_open(env, file, &options, &image), 0);
     cr_assert_eq(scow_queue_create(image, NULL, &q), -EIO);
     cr_assert_eq(scow_queue_create(image, NULL, &q), 0, "%s", scow_error());

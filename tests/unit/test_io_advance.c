@@ -129,3 +129,116 @@ Test(io_advance, an_empty_file)
     cr_assert_eq(io.result, 0);
     cr_assert(all(memory, 512, 0));
 }
+
+/* ---- writes ---- */
+
+static struct io plain_write(struct file *file, uint32_t bytes)
+{
+    struct io io = plain_io(file, bytes);
+
+    io.kind = IO_WRITE;
+    return io;
+}
+
+Test(io_advance, a_short_write_goes_on_behind_it)
+{
+    struct io io = plain_write(&buffered, 1000);
+
+    cr_assert_not(io_advance(&io, 1));
+    cr_assert_eq(io_rest(&io).iov_base, memory + 1);
+    cr_assert_eq(io_rest(&io).iov_len, 999);
+    cr_assert_not(io_advance(&io, -EINTR));
+    cr_assert_not(io_advance(&io, -EAGAIN));
+    cr_assert_eq(io_rest(&io).iov_len, 999);
+    cr_assert(io_advance(&io, 999));
+    cr_assert_eq(io.result, 0);
+    cr_assert(all(memory, sizeof memory, 0xaa), "what is written is not changed");
+}
+
+Test(io_advance, a_short_direct_write_goes_on_at_the_last_aligned_position)
+{
+    struct io io = plain_write(&direct, 2048);
+
+    cr_assert_not(io_advance(&io, 512));
+    cr_assert_eq(io_rest(&io).iov_base, memory + 512);
+    cr_assert_not(io_advance(&io, 700));
+    cr_assert_eq(io_rest(&io).iov_base, memory + 1024, "188 bytes once more");
+    cr_assert_eq(io_rest(&io).iov_len, 1024);
+    cr_assert(io_advance(&io, 1024));
+    cr_assert_eq(io.result, 0);
+}
+
+Test(io_advance, a_write_that_moves_nothing_fails)
+{
+    struct io io = plain_write(&buffered, 1000), d = plain_write(&direct, 2048);
+
+    cr_assert_not(io_advance(&io, 300));
+    cr_assert(io_advance(&io, 0));
+    cr_assert_eq(io.result, -EIO);
+    cr_assert_not(io_advance(&d, 512));
+    cr_assert(io_advance(&d, 100), "less than a block each time would never end");
+    cr_assert_eq(d.result, -EIO);
+    cr_assert(all(memory, sizeof memory, 0xaa), "nothing is filled in as for a read");
+}
+
+Test(io_advance, errors_end_a_write)
+{
+    struct io io = plain_write(&buffered, 1000);
+
+    cr_assert_not(io_advance(&io, 300));
+    cr_assert(io_advance(&io, -ENOSPC));
+    cr_assert_eq(io.result, -ENOSPC);
+}
+
+Test(io_advance, a_write_of_vectors)
+{
+    struct iovec iov[] = {{memory, 512}, {memory + 1024, 1024}, {memory + 3072, 512}};
+    struct io io = plain_write(&direct, 2048);
+
+    io.buf = NULL;
+    io.iov = iov;
+    io.iov_count = 3;
+    cr_assert_not(io_advance(&io, 1100));
+    cr_assert_eq(io_rest(&io).iov_base, memory + 1536);
+    cr_assert_eq(io_rest(&io).iov_len, 512);
+    cr_assert_not(io_advance(&io, 512));
+    cr_assert_eq(io_rest(&io).iov_base, memory + 3072);
+    cr_assert_eq(io_rest(&io).iov_len, 512);
+    cr_assert(io_advance(&io, 512));
+    cr_assert_eq(io.result, 0);
+}
+
+/* ---- the others ---- */
+
+Test(io_advance, what_moves_nothing_is_complete_at_once)
+{
+    const enum io_kind kinds[] = {IO_SYNC, IO_ALLOCATE, IO_PUNCH, IO_ZERO};
+
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        struct io io = {.kind = kinds[i], .file = &direct, .length = 4096, .bytes = 512, .result = 77};
+
+        cr_assert_not(io_advance(&io, -EINTR));
+        cr_assert_not(io_advance(&io, -EAGAIN));
+        cr_assert(io_advance(&io, 0));
+        cr_assert_eq(io.result, 0);
+        cr_assert(io_advance(&io, -EIO));
+        cr_assert_eq(io.result, -EIO);
+        cr_assert(io_advance(&io, -ENOSPC));
+        cr_assert_eq(io.result, -ENOSPC);
+    }
+}
+
+Test(io_advance, a_file_that_cannot_says_so_in_one_way)
+{
+    const int answers[] = {-EOPNOTSUPP, -ENOSYS, -EINVAL};
+
+    for (size_t i = 0; i < sizeof answers / sizeof *answers; i++) {
+        struct io io = {.kind = IO_PUNCH, .file = &buffered, .length = 4096};
+
+        cr_assert(io_advance(&io, answers[i]));
+        cr_assert_eq(io.result, -EOPNOTSUPP);
+        io.kind = IO_SYNC;
+        cr_assert(io_advance(&io, answers[i]));
+        cr_assert_eq(io.result, answers[i]);
+    }
+}

@@ -98,7 +98,8 @@ Test(open, bad_options)
 
     REFUSES(size, 0, -EINVAL, "open options: the structure's size field is 0");
     REFUSES(flags, 1u << 31, -EINVAL, "open options: unknown flags 0x80000000");
-    REFUSES(flags, SCOW_OPEN_WRITE, -EROFS, "read-only");
+    REFUSES(flags, SCOW_OPEN_WRITE | SCOW_OPEN_NO_IO, -EINVAL, "exclude each other");
+    REFUSES(flags, SCOW_OPEN_REPAIR, -EINVAL, "needs SCOW_OPEN_WRITE");
     REFUSES(format, SCOW_FORMAT_NONE, -EINVAL, "never guessed");
     REFUSES(format, (enum scow_format)9, -EINVAL, "format 9");
     REFUSES(backend, (enum scow_backend)9, -EINVAL, "backend is 9");

@@ -41,7 +41,7 @@ static void open_by_hand(struct rig *rig, struct test_plan *plan, uint32_t shard
     o.cache_bytes = cache_bytes;
     o.queues_max = QUEUES;
     o.chain_depth_max = 4;
-    cr_assert_eq(test_env_open(env, rig->paths[0], FILE_AUTO, &file), 0, "%s", error_message());
+    cr_assert_eq(test_env_open(env, rig->paths[0], FILE_AUTO, 0, &file), 0, "%s", error_message());
     cr_assert_eq(image_open(env, file, &o, &rig->image), 0, "%s", error_message());
 }
 
@@ -320,8 +320,8 @@ Test(turns, a_request_over_many_slices_with_one_slot)
     rig_free(&rig);
 }
 
-/* Requests are counted in their epoch for as long as they are in flight, and the submitter goes offline when
- * none is. */
+/* Requests are counted in their epoch for as long as they are in flight; the submitter is offline whenever
+ * its embedder has the thread. */
 Test(turns, epochs_of_a_queue)
 {
     const struct image_spec spec = {
@@ -340,7 +340,7 @@ Test(turns, epochs_of_a_queue)
     cr_assert_eq(atomic_load(&q->epoch.seen), 1);
     atomic_store(&rig.image->clock.now, 2);
     cr_assert_eq(scow_queue_poll(q, &c, 0, 1, 0), 0); /* sees 2 */
-    cr_assert_eq(atomic_load(&q->epoch.seen), 2);
+    cr_assert_eq(atomic_load(&q->epoch.seen), EPOCH_OFFLINE);
     cr_assert_not(epoch_may_leave(&q->epoch, 2), "the request of epoch 1 is still out");
     while (scow_queue_in_flight(q)) {
         test_env_step(rig.image->env);

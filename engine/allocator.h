@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The allocator: one loop that owns free clusters, refcounts, L1, the header and the order in which metadata
+ * reaches the disk. It runs several small machines side by side, each a step function that moves on when what
+ * it waits for has come:
+ *
+ *   counts    leases and everything else that changes refcounts: extend the file → write counts → sync →
+ * table and header, each synced, if they changed → grant (counts_machine.c; I1, I6) commit    copies of the
+ * shards' dirty slices: copy → sync → write → sync → L1 → sync (commit_machine.c; I2, I3, I7) tables    makes
+ * and copies L2 tables (table_machine.c) freed     commit → drain → punch → lower the count (freed_machine.c;
+ * I4, I5) quiesce, grow   on request, with the others at rest (control_machine.c)
+ */
+#ifndef ENGINE_ALLOCATOR_H
+#define ENGINE_ALLOCATOR_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/counters.h"
+#include "base/list.h"
+#include "engine/image.h"
+#include "engine/note.h"
+#include "engine/refcounts.h"
+#include "engine/request.h"
+#include "engine/shard.h"
+#include "io/loop.h"
+
+/* An I/O of the allocator's: done_fn continues its machine. */
+struct allocator;
+struct allocator_io {
+    struct io io;
+    void (*done)(struct allocator *a, struct allocator_io *io);
+    uint64_t tag;
+};
+
+enum counts_state { COUNTS_IDLE, COUNTS_EXTEND, COUNTS_WRITE, COUNTS_SYNC };
+
+#define COUNTS_IOS 8u
+
+struct counts_machine {
+    enum counts_state state;
+    int32_t status;
+    uint32_t in_flight;
+    struct allocator_io ios[COUNTS_IOS];
+    uint8_t *buffers[COUNTS_IOS]; /* one slice each */
+    struct allocator_io step_io;  /* extend, sync */
+    uint64_t extend_to;
+    bool frugal;          /* space is short: single clusters, nothing ahead */
+    struct list wanting;  /* lease notes: asked */
+    struct list granting; /* lease notes: in the pass under way */
+    bool own_wanted;      /* the allocator's own lease runs low */
+    bool own_in_pass;
+    int32_t own_status; /* of the last attempt */
+    struct lease own_new;
+    uint64_t want_contiguous; /* clusters in one run, for a larger L1; 0: none */
+    bool contiguous_in_pass;
+    struct lease contiguous; /* the answer */
+    int32_t contiguous_status;
+    bool wanted;       /* a pass is to be made though nobody wants clusters */
+    uint64_t passes;   /* completed without an error */
+    uint64_t failures; /* in a row */
+    uint64_t since_ns; /* when counts first became dirty */
+};
+
+enum commit_state {
+    COMMIT_IDLE,
+    COMMIT_COPY,
+    COMMIT_COUNTS, /* raised refcounts become durable */
+    COMMIT_SYNC1,
+    COMMIT_WRITE,
+    COMMIT_SYNC2,
+    COMMIT_L1,
+    COMMIT_SYNC3,
+    COMMIT_DONE, /* the shards are told how it ended */
+};
+
+struct commit_machine {
+    enum commit_state state;
+    int32_t status;
+    struct note *notes; /* by shard */
+    uint32_t notes_out;
+    bool sync_needed, any_copy, any_l1, raised;
+    bool synced1;                 /* the data is durable */
+    bool l1_early, any_synced_l1; /* only where I3 is off */
+    struct list waiting;          /* requests: for the next commit */
+    struct list joined;           /* requests: in the one under way */
+    uint64_t counts_pass;         /* COMMIT_COUNTS: done when passes reaches it */
+    uint64_t own_mutated;         /* of the allocator, as copied */
+    struct allocator_io sync_io, data_sync_io, l1_io;
+    uint32_t syncs_out;
+    uint64_t *l1_copy;       /* what is to be written of L1, big-endian */
+    uint32_t l1_from, l1_to; /* entries of it */
+    uint32_t l1_next;        /* entry that the next write begins with */
+    struct freed_list freed; /* by this commit, and by ones that failed */
+    _Atomic bool wanted;     /* any thread: the cache is full of dirty slices */
+    uint64_t last_ns;
+    uint32_t failures; /* in a row */
+};
+
+/* Clusters that lost their references in a commit. */
+struct freed_batch {
+    struct list_node node;
+    uint64_t epoch; /* of the commit's end */
+    struct freed_list list;
+    uint32_t next; /* run to look at */
+};
+
+#define PUNCHES 4u
+
+struct punch {
+    struct allocator_io io;
+    bool busy;
+    uint64_t first, count; /* clusters */
+};
+
+struct freed_machine {
+    struct list batches; /* freed_batch, in order of epoch */
+    struct punch punches[PUNCHES];
+    uint32_t punches_busy;
+    bool cannot_punch;
+    struct list drains; /* notes */
+};
+
+#define TABLES 16u
+
+/* An L2 table being made or copied. */
+struct table_job {
+    bool busy;
+    uint64_t l1_index;
+    uint64_t old_off; /* of the table that is copied; 0: a new one */
+    uint64_t new_off;
+    uint8_t *buffer;
+    struct allocator_io io;
+    struct list notes;
+};
+
+enum control_state {
+    CONTROL_IDLE,
+    CONTROL_COMMIT, /* until nothing is dirty and nothing is pending */
+    CONTROL_RETURN, /* leases */
+    CONTROL_COUNTS, /* until refcounts are durable */
+    CONTROL_L1,     /* until there is room for a larger L1 */
+};
+
+struct control_machine {
+    enum control_state state;
+    struct list waiting; /* requests */
+    struct request *request;
+    uint32_t notes_out;
+    int32_t status;
+    uint64_t counts_pass;
+    uint64_t new_l1_count;
+};
+
+struct allocator {
+    struct loop loop;
+    struct scow_image *image;
+    struct layer *layer;
+    struct refcounts refcounts;
+    struct list done; /* I/Os that completed while sleeping */
+    bool *notify_queue, *notify_shard;
+    bool notify_any;
+    int32_t broken; /* the backend's error once it has failed */
+
+    struct counts_machine counts;
+    struct commit_machine commit;
+    struct freed_machine freed;
+    struct table_job tables[TABLES];
+    struct list tables_waiting; /* notes */
+    struct control_machine control;
+
+    struct lease own;      /* for L2 tables */
+    uint64_t file_end;     /* the file's size, all below is allocated or a hole */
+    bool cannot_allocate;  /* no fallocate: extended by truncation */
+    bool marked;           /* the header says that the image is in use */
+    uint8_t *header_block; /* the header's first block, for writing */
+    uint8_t *zero_cluster;
+
+    /* L1 as it is on disk, big-endian, for as many entries as there may be; and which differ in memory. */
+    uint64_t *l1_durable;
+    uint32_t l1_dirty_from, l1_dirty_to;
+
+    /* L1 changes and clusters of its own to be freed; as a shard's. */
+    counter mutated, committed;
+    struct freed_list own_freed;
+
+    counter commits, syncs, leases, leased, punched, skipped, pending;
+};
+
+int allocator_create(struct scow_image *image, struct allocator **ret);
+/* Its thread has stopped. NULL is allowed. */
+void allocator_destroy(struct allocator *a);
+
+/* Any thread. */
+static inline void allocator_notify(struct allocator *a)
+{
+    loop_notify(&a->loop);
+}
+
+/* Any thread: dirty slices are in somebody's way. */
+void allocator_want_commit(struct allocator *a);
+
+/* Whether everything that was published before is durable, as mapping goes. Any thread. */
+static inline bool image_is_committed(const struct scow_image *image)
+{
+    const struct allocator *a = image->allocator;
+
+    if (!a)
+        return true;
+    for (uint32_t i = 0; i < image->shard_count; i++) {
+        const struct shard *s = &image->shards[i];
+
+        if (atomic_load_explicit(&s->mutated, memory_order_acquire) !=
+            atomic_load_explicit(&s->committed, memory_order_acquire))
+            return false;
+    }
+    return atomic_load_explicit(&a->mutated, memory_order_acquire) ==
+           atomic_load_explicit(&a->committed, memory_order_acquire);
+}
+
+/* ---- between the machines; the allocator's thread ---- */
+
+void allocator_start_io(struct allocator *a, struct allocator_io *io,
+                        void (*done)(struct allocator *a, struct allocator_io *io));
+void allocator_answer_note(struct allocator *a, struct note *note, int status);
+void allocator_send_note(struct allocator *a, uint32_t shard_index, struct note *note);
+void allocator_answer_request(struct allocator *a, struct request *r, int status, const char *text);
+static inline void allocator_mutate(struct allocator *a)
+{
+    atomic_store_explicit(&a->mutated, counter_get(&a->mutated) + 1, memory_order_release);
+}
+/* No writes any more. */
+void allocator_give_up(struct allocator *a, int err);
+
+/* Each returns whether it did anything. */
+bool counts_step(struct allocator *a);
+bool commit_step(struct allocator *a);
+bool freed_step(struct allocator *a);
+bool tables_step(struct allocator *a);
+bool control_step(struct allocator *a);
+
+bool counts_idle(const struct allocator *a);
+/* Returns what counts.passes must reach for everything of now to be durable. */
+uint64_t counts_request(struct allocator *a);
+/* Write the header as the layer and the refcount table have it, and the mark; durable when it returns.
+ * Blocking. */
+int allocator_write_header(struct allocator *a);
+
+bool commit_idle(const struct allocator *a);
+bool commit_is_dirty(const struct allocator *a);
+/* An L1 entry changes, in memory now and on disk with the next commit. */
+/* A shard has answered a phase. */
+void commit_answered(struct allocator *a, struct note *note);
+void commit_set_l1(struct allocator *a, uint64_t l1_index, uint64_t entry);
+
+bool freed_idle(const struct allocator *a);
+/* A commit has made their loss durable; takes the list's content. */
+int freed_give(struct allocator *a, struct freed_list *list);
+/* Whether the epoch clock has to move: then the loop has to look again soon. */
+bool freed_waits(const struct allocator *a);
+/* A reference that no commit has to make durable is gone. */
+void freed_lower(struct allocator *a, uint64_t cluster);
+
+bool control_holds_leases(const struct allocator *a);
+bool control_holds_commits(const struct allocator *a);
+void control_answered(struct allocator *a, struct note *note);
+
+#define GROW_L1 1u   /* request.flags of REQUEST_GROW: make L1 large enough */
+#define GROW_SIZE 2u /* set the virtual size */
+
+#endif

@@ -1,0 +1,427 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Group commit: what the shards changed reaches the disk in the order that I2, I3 and I4 ask for, and every
+ * flush that waited when the commit began is answered when it ends (I7).
+ */
+#include <endian.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "base/guard.h"
+#include "engine/allocator.h"
+
+/* Commits that fail in a row before writing is given up. */
+#define FAILURES_MAX 8u
+/* An L1 write at a time. */
+#define L1_WRITE_BYTES (1u << 20)
+
+bool commit_idle(const struct allocator *a)
+{
+    return a->commit.state == COMMIT_IDLE;
+}
+
+bool commit_is_dirty(const struct allocator *a)
+{
+    return !image_is_committed(a->image);
+}
+
+void commit_set_l1(struct allocator *a, uint64_t l1_index, uint64_t entry)
+{
+    const struct map_root *root = atomic_load_explicit(&a->layer->root, memory_order_relaxed);
+    const uint32_t i = (uint32_t)l1_index;
+
+    if (a->l1_dirty_from == a->l1_dirty_to) {
+        a->l1_dirty_from = i;
+        a->l1_dirty_to = i + 1;
+    } else {
+        a->l1_dirty_from = MIN(a->l1_dirty_from, i);
+        a->l1_dirty_to = MAX(a->l1_dirty_to, i + 1);
+    }
+    allocator_mutate(a);
+    atomic_store_explicit(&root->l1[i], entry, memory_order_release);
+}
+
+/* ---- the end ---- */
+
+static void answer_joined(struct allocator *a, int status)
+{
+    char text[REQUEST_ERROR_BYTES] = "";
+    struct list_node *n;
+
+    if (status < 0)
+        snprintf(text, sizeof text, "flush: metadata or data could not be made durable: %s",
+                 strerror(-status));
+    while ((n = list_pop(&a->commit.joined)))
+        allocator_answer_request(a, container_of(n, struct request, node), status, text);
+}
+
+/* The shards learn how it ended. */
+static void tell_shards(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+
+    m->state = COMMIT_DONE;
+    for (uint32_t i = 0; i < a->image->shard_count; i++) {
+        struct note *note = &m->notes[i];
+
+        if (!note->any)
+            continue;
+        note->kind = NOTE_DONE;
+        note->status = m->status;
+        m->notes_out++;
+        allocator_send_note(a, i, note);
+    }
+    if (!m->notes_out)
+        m->state = COMMIT_IDLE;
+}
+
+static void succeed(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+
+    for (uint32_t i = 0; i < a->image->shard_count; i++)
+        if (m->notes[i].took_part)
+            atomic_store_explicit(&a->image->shards[i].committed, m->notes[i].mutated, memory_order_release);
+    atomic_store_explicit(&a->committed, m->own_mutated, memory_order_release);
+    m->failures = 0;
+    counter_add(&a->commits, 1);
+    if (GUARD(I4) && m->freed.count)
+        (void)freed_give(a, &m->freed); /* without memory it stays for the next commit */
+}
+
+static void finish(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+
+    if (m->status == 0) {
+        succeed(a);
+    } else {
+        if (m->any_l1) { /* again with the next commit */
+            const bool none = a->l1_dirty_from == a->l1_dirty_to;
+
+            a->l1_dirty_from = none ? m->l1_from : MIN(a->l1_dirty_from, m->l1_from);
+            a->l1_dirty_to = none ? m->l1_to : MAX(a->l1_dirty_to, m->l1_to);
+        }
+        if (++m->failures >= FAILURES_MAX)
+            allocator_give_up(a, m->status);
+    }
+    m->last_ns = env_now_ns(a->image->env);
+    answer_joined(a, m->status);
+    tell_shards(a);
+}
+
+/* ---- I/O ---- */
+
+static void go_on(struct allocator *a);
+
+static void fail(struct commit_machine *m, int err)
+{
+    if (m->status == 0)
+        m->status = err;
+}
+
+static void sync_done(struct allocator *a, struct allocator_io *io)
+{
+    struct commit_machine *m = &a->commit;
+
+    if (io->io.result < 0)
+        fail(m, io->io.result);
+    if (--m->syncs_out == 0)
+        go_on(a);
+}
+
+static void sync_file(struct allocator *a, struct allocator_io *io, struct file *file)
+{
+    io->io = (struct io){.kind = IO_SYNC, .file = file};
+    a->commit.syncs_out++;
+    counter_add(&a->syncs, 1);
+    allocator_start_io(a, io, sync_done);
+}
+
+/* Data: what is written so far may be named afterwards. */
+static void start_sync1(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+
+    m->state = COMMIT_SYNC1;
+    m->synced1 = true;
+    m->syncs_out = 1;
+    if (a->layer->data_file != a->layer->file)
+        sync_file(a, &m->data_sync_io, a->layer->data_file);
+    sync_file(a, &m->sync_io, a->layer->file);
+    if (--m->syncs_out == 0)
+        go_on(a);
+}
+
+static void start_sync2(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+
+    m->state = COMMIT_SYNC2;
+    m->syncs_out = 1;
+    if (a->layer->data_file != a->layer->file && !m->synced1)
+        sync_file(a, &m->data_sync_io, a->layer->data_file);
+    sync_file(a, &m->sync_io, a->layer->file);
+    if (--m->syncs_out == 0)
+        go_on(a);
+}
+
+static void start_sync3(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+
+    m->state = COMMIT_SYNC3;
+    m->syncs_out = 0;
+    sync_file(a, &m->sync_io, a->layer->file);
+}
+
+static void start_writes(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+
+    m->state = COMMIT_WRITE;
+    for (uint32_t i = 0; i < a->image->shard_count; i++)
+        if (m->notes[i].any) {
+            m->notes[i].kind = NOTE_WRITE;
+            m->notes[i].status = 0;
+            m->notes_out++;
+            allocator_send_note(a, i, &m->notes[i]);
+        }
+}
+
+/* ---- L1 ---- */
+
+static void l1_written(struct allocator *a, struct allocator_io *io);
+
+static void write_l1(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+    const uint32_t align = MAX((uint32_t)SECTOR_BYTES, a->layer->file->io_align);
+    const uint64_t from = round_down((uint64_t)m->l1_next * sizeof(uint64_t), align);
+    const uint64_t to = MIN(round_up((uint64_t)m->l1_to * sizeof(uint64_t), align), from + L1_WRITE_BYTES);
+
+    m->l1_next = (uint32_t)(to / sizeof(uint64_t));
+    m->l1_io.io = (struct io){.kind = IO_WRITE,
+                              .file = a->layer->file,
+                              .off = a->layer->header.l1_off + from,
+                              .bytes = (uint32_t)(to - from),
+                              .buf = (uint8_t *)a->l1_durable + from};
+    allocator_start_io(a, &m->l1_io, l1_written);
+}
+
+static void l1_written(struct allocator *a, struct allocator_io *io)
+{
+    struct commit_machine *m = &a->commit;
+
+    if (io->io.result < 0)
+        fail(m, io->io.result);
+    if (m->status == 0 && m->l1_next < m->l1_to)
+        write_l1(a);
+    else
+        go_on(a);
+}
+
+static void start_l1(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+
+    m->state = COMMIT_L1;
+    memcpy(a->l1_durable + m->l1_from, m->l1_copy, (m->l1_to - m->l1_from) * sizeof *m->l1_copy);
+    m->l1_next = m->l1_from;
+    write_l1(a);
+}
+
+/* ---- the way through ---- */
+
+static bool has_copies(const struct commit_machine *m)
+{
+    return m->any_copy;
+}
+
+/* After COPY and COUNTS. */
+static void after_copy(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+
+    if (!GUARD(I3) && m->any_l1 && !m->l1_early) {
+        m->l1_early = true;
+        start_l1(a);
+    } else if ((m->sync_needed && GUARD(I2)) || !has_copies(m)) {
+        start_sync1(a); /* without copies it is all that a flush needs, and comes before L1 (I3) */
+    } else {
+        start_writes(a);
+    }
+}
+
+static void after_sync1(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+
+    if (has_copies(m))
+        start_writes(a);
+    else if (m->any_l1 && !m->l1_early)
+        start_l1(a);
+    else
+        finish(a);
+}
+
+/* The present step has ended. */
+static void go_on(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+
+    if (m->status < 0) {
+        finish(a);
+        return;
+    }
+    switch (m->state) {
+    case COMMIT_COPY:
+    case COMMIT_COUNTS:
+        after_copy(a);
+        break;
+    case COMMIT_SYNC1:
+        after_sync1(a);
+        break;
+    case COMMIT_WRITE:
+        start_sync2(a);
+        break;
+    case COMMIT_SYNC2:
+        if (m->any_l1 && !m->l1_early)
+            start_l1(a);
+        else
+            finish(a);
+        break;
+    case COMMIT_L1:
+        if (m->l1_early && !m->synced1 && !m->any_synced_l1) {
+            m->any_synced_l1 = true;
+            after_copy(a);
+        } else {
+            start_sync3(a);
+        }
+        break;
+    case COMMIT_SYNC3:
+        finish(a);
+        break;
+    case COMMIT_DONE:
+        m->state = COMMIT_IDLE;
+        break;
+    case COMMIT_IDLE:
+        break;
+    }
+}
+
+/* What the shards handed over with their copies. */
+static void collect(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+
+    for (uint32_t i = 0; i < a->image->shard_count; i++) {
+        struct note *note = &m->notes[i];
+
+        if (!note->took_part)
+            continue;
+        if (note->status < 0)
+            fail(m, note->status);
+        m->sync_needed |= note->sync_needed;
+        m->any_copy |= note->any;
+        (void)freed_move(&m->freed, &note->freed); /* or with the next commit */
+        for (uint32_t k = 0; k < note->raised.count && m->status == 0; k++) {
+            const int r = refcounts_change(&a->refcounts, note->raised.items[k].cluster,
+                                           (int64_t)note->raised.items[k].by);
+
+            if (r < 0)
+                fail(m, r);
+            m->raised = true;
+        }
+        note->raised.count = 0;
+    }
+    if (!GUARD(I4))
+        (void)freed_give(a, &m->freed);
+}
+
+void commit_answered(struct allocator *a, struct note *note)
+{
+    struct commit_machine *m = &a->commit;
+
+    if (m->state == COMMIT_WRITE && note->status < 0)
+        fail(m, note->status);
+    if (--m->notes_out)
+        return;
+    if (m->state == COMMIT_COPY) {
+        collect(a);
+        if (m->raised && m->status == 0) {
+            m->state = COMMIT_COUNTS;
+            m->counts_pass = counts_request(a);
+            return;
+        }
+    }
+    go_on(a);
+}
+
+static void copy_l1(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+    const struct map_root *root = atomic_load_explicit(&a->layer->root, memory_order_relaxed);
+
+    m->any_l1 = a->l1_dirty_from != a->l1_dirty_to;
+    m->l1_from = a->l1_dirty_from;
+    m->l1_to = a->l1_dirty_to;
+    for (uint32_t i = m->l1_from; i < m->l1_to; i++)
+        m->l1_copy[i - m->l1_from] = htobe64(atomic_load_explicit(&root->l1[i], memory_order_relaxed));
+    a->l1_dirty_from = a->l1_dirty_to = 0;
+}
+
+static void begin(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+
+    m->joined = list_take(&m->waiting);
+    atomic_store_explicit(&m->wanted, false, memory_order_release);
+    m->status = a->broken;
+    m->state = COMMIT_COPY;
+    m->sync_needed = m->any_copy = m->raised = m->synced1 = m->l1_early = m->any_synced_l1 = false;
+    m->own_mutated = counter_get(&a->mutated);
+    copy_l1(a);
+    (void)freed_move(&m->freed, &a->own_freed);
+    for (uint32_t i = 0; i < a->image->shard_count; i++) {
+        const struct shard *s = &a->image->shards[i];
+
+        m->notes[i].took_part = atomic_load_explicit(&s->mutated, memory_order_acquire) !=
+                                atomic_load_explicit(&s->committed, memory_order_relaxed);
+        m->notes[i].any = false;
+        if (!m->notes[i].took_part)
+            continue;
+        m->notes[i].kind = NOTE_COPY;
+        m->notes_out++;
+        allocator_send_note(a, i, &m->notes[i]);
+    }
+    if (!m->notes_out)
+        go_on(a);
+}
+
+bool commit_step(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+    const uint64_t interval = a->image->options.commit_interval_ms * 1000000ull;
+    const bool wanted = atomic_load_explicit(&m->wanted, memory_order_acquire);
+
+    if (m->state == COMMIT_COUNTS && a->counts.passes >= m->counts_pass) {
+        go_on(a);
+        return true;
+    }
+    if (m->state != COMMIT_IDLE || control_holds_commits(a))
+        return false;
+    if (list_empty(&m->waiting) && !wanted && !commit_is_dirty(a))
+        return false;
+    if (list_empty(&m->waiting) && !wanted && env_now_ns(a->image->env) - m->last_ns < interval)
+        return false;
+    if (list_empty(&m->waiting) && !commit_is_dirty(a)) { /* wanted, but there is nothing to do */
+        atomic_store_explicit(&m->wanted, false, memory_order_release);
+        return false;
+    }
+    begin(a);
+    return true;
+}

@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: MIT */
+/* What is done on request with the other machines at rest: leaving the file complete, and growing. */
+#include <endian.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "base/guard.h"
+#include "engine/allocator.h"
+
+bool control_holds_leases(const struct allocator *a)
+{
+    return a->control.state == CONTROL_RETURN || a->control.state == CONTROL_COUNTS;
+}
+
+bool control_holds_commits(const struct allocator *a)
+{
+    return a->control.state == CONTROL_RETURN || a->control.state == CONTROL_COUNTS ||
+           a->control.state == CONTROL_L1;
+}
+
+static void end(struct allocator *a, int status, const char *text)
+{
+    struct control_machine *m = &a->control;
+    struct request *r = m->request;
+
+    m->request = NULL;
+    m->state = CONTROL_IDLE;
+    allocator_answer_request(a, r, status, text);
+}
+
+/* ---- quiesce ---- */
+
+static void lower_list(struct allocator *a, struct freed_list *list)
+{
+    for (uint32_t i = 0; i < list->count; i++)
+        for (uint64_t k = 0; k < list->runs[i].count; k++)
+            freed_lower(a, list->runs[i].first + k);
+    list->count = 0;
+}
+
+static void lower_own(struct allocator *a)
+{
+    uint64_t first;
+    bool fresh;
+
+    while (lease_take(&a->own, 1, &first, &fresh))
+        freed_lower(a, first);
+    a->own = (struct lease){0};
+}
+
+static void start_return(struct allocator *a)
+{
+    struct control_machine *m = &a->control;
+
+    m->state = CONTROL_RETURN;
+    m->status = 0;
+    m->notes_out = a->image->shard_count;
+    for (uint32_t i = 0; i < a->image->shard_count; i++) {
+        a->commit.notes[i].kind = NOTE_RETURN;
+        allocator_send_note(a, i, &a->commit.notes[i]);
+    }
+}
+
+void control_answered(struct allocator *a, struct note *note)
+{
+    struct control_machine *m = &a->control;
+
+    if (note->status < 0 && m->status == 0)
+        m->status = note->status;
+    lower_list(a, &note->freed);
+    if (--m->notes_out)
+        return;
+    lower_own(a);
+    atomic_store_explicit(&a->leased, 0, memory_order_relaxed);
+    m->state = CONTROL_COUNTS;
+    m->counts_pass = counts_request(a);
+}
+
+/* The file ends with its last cluster in use; the header says that nobody has leases out. */
+static void finish_quiesce(struct allocator *a)
+{
+    struct control_machine *m = &a->control;
+    const uint32_t bits = a->layer->header.cluster_bits;
+    uint64_t used_end;
+    int r = m->status;
+
+    if (r == 0 && !a->layer->file->block_device) {
+        r = refcounts_used_end(&a->refcounts, &used_end);
+        if (r == 0 && used_end << bits < a->file_end) {
+            r = file_truncate(a->layer->file, used_end << bits);
+            if (r == 0) {
+                a->file_end = used_end << bits;
+                a->refcounts.fresh = used_end;
+            }
+        }
+    }
+    if (r == 0 && a->marked) {
+        a->marked = false;
+        r = allocator_write_header(a);
+    }
+    end(a, r, error_message());
+}
+
+static bool quiesce_step(struct allocator *a)
+{
+    struct control_machine *m = &a->control;
+    const bool given_up = atomic_load_explicit(&a->image->write_error, memory_order_relaxed);
+
+    if (given_up) {
+        end(a, -EIO, "the image's metadata could not be written");
+        return true;
+    }
+    if (m->state == CONTROL_COUNTS) {
+        if (a->counts.failures) {
+            end(a, -EIO, "refcounts could not be written");
+            return true;
+        }
+        if (a->counts.passes < m->counts_pass)
+            return false;
+        finish_quiesce(a);
+        return true;
+    }
+    if (m->state != CONTROL_COMMIT)
+        return false;
+    if (a->commit.failures) {
+        end(a, a->commit.status ? a->commit.status : -EIO, "a commit of metadata failed");
+        return true;
+    }
+    if (commit_is_dirty(a) || a->own_freed.count) {
+        if (commit_idle(a) && !atomic_load_explicit(&a->commit.wanted, memory_order_relaxed)) {
+            if (!commit_is_dirty(a))
+                allocator_mutate(a);
+            atomic_store_explicit(&a->commit.wanted, true, memory_order_relaxed);
+            return true;
+        }
+        return false;
+    }
+    if (!commit_idle(a) || !counts_idle(a) || !freed_idle(a) || a->commit.freed.count)
+        return false;
+    start_return(a);
+    return true;
+}
+
+/* ---- grow ---- */
+
+static int write_new_l1(struct allocator *a, uint64_t new_off, uint64_t clusters)
+{
+    struct header *h = &a->layer->header;
+    const uint64_t bytes = clusters << h->cluster_bits;
+    uint8_t *copy = aligned_alloc(4096, round_up(bytes, 4096));
+    int r;
+
+    if (!copy)
+        return error_set(-ENOMEM, "out of memory");
+    memset(copy, 0, bytes);
+    memcpy(copy, a->l1_durable, (size_t)h->l1_count * sizeof(uint64_t));
+    r = file_write(a->layer->file, copy, bytes, new_off);
+    free(copy);
+    if (r == 0)
+        r = file_sync(a->layer->file);
+    return r;
+}
+
+static int set_l1(struct allocator *a, uint64_t off, uint64_t count)
+{
+    struct header *h = &a->layer->header;
+    const uint64_t old_off = h->l1_off;
+    const uint32_t old_count = h->l1_count;
+    int r;
+
+    h->l1_off = off;
+    h->l1_count = (uint32_t)count;
+    r = allocator_write_header(a);
+    if (r < 0) {
+        h->l1_off = old_off;
+        h->l1_count = old_count;
+    }
+    return r;
+}
+
+/* There is room for it: the new table, then the header, then everybody. */
+static void move_l1(struct allocator *a)
+{
+    struct control_machine *m = &a->control;
+    struct layer *layer = a->layer;
+    struct map_root *root = atomic_load_explicit(&layer->root, memory_order_relaxed);
+    const uint32_t bits = layer->header.cluster_bits;
+    const uint64_t old_first = layer->header.l1_off >> bits;
+    const uint64_t old_clusters =
+        div_round_up((uint64_t)layer->header.l1_count * sizeof(uint64_t), layer->header.cluster_bytes);
+    const uint64_t clusters = div_round_up(m->new_l1_count * sizeof(uint64_t), layer->header.cluster_bytes);
+    const uint64_t first = a->counts.contiguous.extents[0].first;
+    int r = 0;
+
+    if (!freed_reserve(&a->own_freed, 1))
+        r = error_set(-ENOMEM, "out of memory");
+    if (r == 0 && !GUARD(I6))
+        r = set_l1(a, first << bits, m->new_l1_count);
+    if (r == 0)
+        r = write_new_l1(a, first << bits, clusters);
+    if (r == 0 && GUARD(I6))
+        r = set_l1(a, first << bits, m->new_l1_count);
+    if (r < 0) {
+        /* The header may be on disk or not: the clusters stay taken, a leak at worst. */
+        end(a, r, error_message());
+        return;
+    }
+    if (old_clusters)
+        freed_add(&a->own_freed, old_first, old_clusters);
+    allocator_mutate(a);
+    atomic_store_explicit(&root->l1_count, (uint32_t)m->new_l1_count, memory_order_release);
+    end(a, 0, "");
+}
+
+static void start_l1(struct allocator *a)
+{
+    struct control_machine *m = &a->control;
+    const struct layer *layer = a->layer;
+    const struct map_root *root = atomic_load_explicit(&layer->root, memory_order_relaxed);
+    const uint64_t per_entry = 1ull << header_l1_shift(&layer->header);
+
+    m->new_l1_count = div_round_up(m->request->off, per_entry);
+    if (m->new_l1_count <= root->l1_count) {
+        end(a, 0, "");
+    } else if (m->new_l1_count > root->l1_room ||
+               m->request->off >> layer->slice_shift >= root->directory.count) {
+        end(a, -EFBIG,
+            "the image cannot grow that far while it is open, or at all: the L1 table has its limit");
+    } else {
+        m->state = CONTROL_L1;
+        a->counts.want_contiguous =
+            div_round_up(m->new_l1_count * sizeof(uint64_t), layer->header.cluster_bytes);
+    }
+}
+
+static void set_size(struct allocator *a)
+{
+    struct layer *layer = a->layer;
+    struct header *h = &layer->header;
+    const uint64_t old = h->virtual_bytes;
+    int r;
+
+    h->virtual_bytes = a->control.request->off;
+    r = allocator_write_header(a);
+    if (r < 0)
+        h->virtual_bytes = old;
+    else
+        atomic_store_explicit(&layer->virtual_bytes, h->virtual_bytes, memory_order_release);
+    end(a, r, error_message());
+}
+
+static bool grow_step(struct allocator *a)
+{
+    if (a->counts.want_contiguous || !commit_idle(a))
+        return false;
+    if (a->counts.contiguous_status < 0)
+        end(a, a->counts.contiguous_status, "no space for a larger L1 table");
+    else
+        move_l1(a);
+    return true;
+}
+
+bool control_step(struct allocator *a)
+{
+    struct control_machine *m = &a->control;
+    struct list_node *n;
+
+    if (m->state == CONTROL_L1)
+        return grow_step(a);
+    if (m->state != CONTROL_IDLE)
+        return quiesce_step(a);
+    n = list_pop(&m->waiting);
+    if (!n)
+        return false;
+    m->request = container_of(n, struct request, node);
+    if (m->request->kind == REQUEST_QUIESCE)
+        m->state = CONTROL_COMMIT;
+    else if (m->request->flags & GROW_SIZE)
+        set_size(a);
+    else
+        start_l1(a);
+    return true;
+}

@@ -1,0 +1,399 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Passes that make refcounts durable. What wants clusters when a pass begins is given them in memory; it has
+ * them when the pass has ended: file extended, counts written and synced, table and header after them (I1,
+ * I6).
+ */
+#include <endian.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "base/guard.h"
+#include "engine/allocator.h"
+
+/* Clusters for L2 tables at a time. */
+#define OWN_LEASE 16u
+/* A lease is at most this part of the image, but may have so many clusters. */
+#define LEASE_FRACTION 32u
+#define LEASE_FLOOR 16u
+#define AHEAD_BYTES_MAX (128ull << 20)
+#define AHEAD_BYTES_MIN (1ull << 20)
+/* Passes that fail in a row before writing is given up. */
+#define FAILURES_MAX 8u
+
+bool counts_idle(const struct allocator *a)
+{
+    return a->counts.state == COUNTS_IDLE;
+}
+
+uint64_t counts_request(struct allocator *a)
+{
+    a->counts.wanted = true;
+    return a->counts.passes + (counts_idle(a) ? 1 : 2);
+}
+
+/* ---- the end of a pass ---- */
+
+static void undo_lease(struct allocator *a, struct lease *l)
+{
+    for (; l->current < l->extent_count; l->current++)
+        for (uint32_t i = 0; i < l->extents[l->current].count; i++)
+            (void)refcounts_change(&a->refcounts, l->extents[l->current].first + i, -1);
+    *l = (struct lease){0};
+}
+
+static void grant(struct allocator *a, struct note *note)
+{
+    counter_add(&a->leases, 1);
+    counter_add(&a->leased, note->lease.clusters);
+    allocator_answer_note(a, note, 0);
+}
+
+/* Everybody in the pass has what it wanted, or learns that there is nothing. */
+static void settle_pass(struct allocator *a, int status)
+{
+    struct counts_machine *m = &a->counts;
+    struct list_node *n;
+
+    while ((n = list_pop(&m->granting))) {
+        struct note *note = container_of(n, struct note, node);
+
+        if (status == 0) {
+            grant(a, note);
+        } else {
+            undo_lease(a, &note->lease);
+            allocator_answer_note(a, note, status);
+        }
+    }
+    if (m->own_in_pass) {
+        m->own_in_pass = false;
+        m->own_status = status;
+        if (status == 0)
+            a->own = m->own_new;
+        else
+            undo_lease(a, &m->own_new);
+    }
+    if (m->contiguous_in_pass) {
+        m->contiguous_in_pass = false;
+        m->contiguous_status = status;
+        m->want_contiguous = 0;
+        if (status < 0)
+            undo_lease(a, &m->contiguous);
+    }
+}
+
+static void end_pass(struct allocator *a, int status)
+{
+    struct counts_machine *m = &a->counts;
+
+    m->state = COUNTS_IDLE;
+    settle_pass(a, status);
+    if (status == 0) {
+        m->passes++;
+        m->failures = 0;
+        m->frugal = false;
+    } else if (status != -ENOSPC && ++m->failures >= FAILURES_MAX) {
+        allocator_give_up(a, status);
+    }
+    m->since_ns = env_now_ns(a->image->env);
+}
+
+/* ---- table and header ---- */
+
+static int write_table(struct allocator *a)
+{
+    struct refcounts *rc = &a->refcounts;
+    const uint32_t align = MAX((uint32_t)sizeof(uint64_t), a->layer->file->io_align);
+    const uint64_t from = round_down(rc->table_dirty_from * sizeof(uint64_t), align);
+    const uint64_t to = round_up(rc->table_dirty_to * sizeof(uint64_t), align);
+    uint64_t *const raw = aligned_alloc(4096, round_up(to - from, 4096));
+    int r;
+
+    if (!raw)
+        return error_set(-ENOMEM, "out of memory");
+    for (uint64_t i = 0; i < (to - from) / sizeof *raw; i++)
+        raw[i] = htobe64(rc->table[from / sizeof *raw + i]);
+    r = file_write(a->layer->file, raw, to - from, rc->table_off + from);
+    free(raw);
+    if (r == 0) {
+        r = file_sync(a->layer->file);
+        counter_add(&a->syncs, 1);
+    }
+    if (r == 0)
+        rc->table_dirty_from = rc->table_dirty_to = 0;
+    return r;
+}
+
+/* The counts are durable: now the table that names new blocks, then the header that names a new table. Rare,
+ * and done by blocking calls. */
+static int write_table_and_header(struct allocator *a)
+{
+    struct refcounts *rc = &a->refcounts;
+    int r = 0;
+
+    if (rc->table_moved && !GUARD(I6))
+        r = allocator_write_header(a);
+    if (r == 0 && rc->table_dirty_from != rc->table_dirty_to)
+        r = write_table(a);
+    if (r < 0 || !rc->table_moved)
+        return r;
+    r = allocator_write_header(a);
+    if (r < 0)
+        return r;
+    rc->table_moved = false;
+    for (uint32_t i = 0; i < rc->old_table_clusters; i++)
+        (void)refcounts_change(rc, (rc->old_table_off >> a->layer->header.cluster_bits) + i, -1);
+    return 0;
+}
+
+/* ---- write, sync ---- */
+
+static void synced(struct allocator *a, struct allocator_io *io)
+{
+    int r = io->io.result;
+
+    if (r == 0)
+        r = write_table_and_header(a);
+    end_pass(a, r);
+}
+
+static void start_sync(struct allocator *a)
+{
+    struct counts_machine *m = &a->counts;
+
+    m->state = COUNTS_SYNC;
+    m->step_io.io = (struct io){.kind = IO_SYNC, .file = a->layer->file};
+    counter_add(&a->syncs, 1);
+    allocator_start_io(a, &m->step_io, synced);
+}
+
+static void start_writes(struct allocator *a);
+
+static void count_written(struct allocator *a, struct allocator_io *io)
+{
+    struct counts_machine *m = &a->counts;
+
+    refcounts_written(&a->refcounts, io->tag, io->io.result == 0, io->io.off, io->io.bytes);
+    if (io->io.result < 0 && m->status == 0)
+        m->status = io->io.result;
+    io->io.buf = NULL;
+    m->in_flight--;
+    start_writes(a);
+}
+
+static void start_writes(struct allocator *a)
+{
+    struct counts_machine *m = &a->counts;
+
+    for (uint32_t i = 0; i < COUNTS_IOS && m->status == 0; i++) {
+        struct allocator_io *io = &m->ios[i];
+        uint64_t off;
+        uint32_t bytes;
+
+        if (io->io.buf)
+            continue;
+        if (!refcounts_next_write(&a->refcounts, m->buffers[i], &off, &bytes, &io->tag))
+            break;
+        io->io = (struct io){
+            .kind = IO_WRITE, .file = a->layer->file, .off = off, .bytes = bytes, .buf = m->buffers[i]};
+        m->in_flight++;
+        allocator_start_io(a, io, count_written);
+    }
+    if (m->in_flight)
+        return;
+    if (m->status < 0)
+        end_pass(a, m->status);
+    else
+        start_sync(a);
+}
+
+/* ---- extend ---- */
+
+/* How far ahead of its use the file is extended. */
+static uint64_t ahead_bytes(const struct allocator *a)
+{
+    const uint64_t wanted = a->image->options.preallocation_bytes;
+
+    if (a->counts.frugal)
+        return 0;
+    return wanted ? wanted : MAX(AHEAD_BYTES_MIN, MIN(AHEAD_BYTES_MAX, a->file_end / 2));
+}
+
+static uint64_t needed_end(const struct allocator *a)
+{
+    if (a->layer->file->block_device)
+        return a->file_end;
+    return a->refcounts.fresh << a->layer->header.cluster_bits;
+}
+
+/* Space is short: a smaller step ahead, then single clusters, then the truth. */
+static void no_space(struct allocator *a)
+{
+    struct counts_machine *m = &a->counts;
+    struct list_node *n;
+
+    if (m->frugal) {
+        end_pass(a, -ENOSPC);
+        return;
+    }
+    m->frugal = true;
+    m->state = COUNTS_IDLE;
+    while ((n = list_pop(&m->granting))) {
+        struct note *note = container_of(n, struct note, node);
+
+        undo_lease(a, &note->lease);
+        list_push(&m->wanting, n);
+    }
+    if (m->own_in_pass)
+        undo_lease(a, &m->own_new);
+    m->own_in_pass = false;
+    if (m->contiguous_in_pass)
+        undo_lease(a, &m->contiguous);
+    m->contiguous_in_pass = false;
+}
+
+static void extended(struct allocator *a, struct allocator_io *io)
+{
+    struct counts_machine *m = &a->counts;
+    int r = io->io.result;
+
+    if (r == -EOPNOTSUPP) {
+        a->cannot_allocate = true;
+        r = file_truncate(a->layer->file, m->extend_to);
+    }
+    if (r == -ENOSPC || r == -EDQUOT || r == -EFBIG) {
+        no_space(a);
+        return;
+    }
+    if (r < 0) {
+        end_pass(a, r);
+        return;
+    }
+    a->file_end = m->extend_to;
+    m->state = COUNTS_WRITE;
+    start_writes(a);
+}
+
+static void start_extend(struct allocator *a)
+{
+    struct counts_machine *m = &a->counts;
+    const uint64_t needed = needed_end(a);
+
+    if (needed <= a->file_end) {
+        m->state = COUNTS_WRITE;
+        start_writes(a);
+        return;
+    }
+    m->state = COUNTS_EXTEND;
+    m->extend_to = needed + ahead_bytes(a);
+    m->step_io.io = (struct io){.kind = IO_ALLOCATE,
+                                .file = a->layer->file,
+                                .off = a->file_end,
+                                .length = m->extend_to - a->file_end};
+    if (a->cannot_allocate) {
+        m->step_io.io.result = -EOPNOTSUPP;
+        extended(a, &m->step_io);
+        return;
+    }
+    allocator_start_io(a, &m->step_io, extended);
+}
+
+/* ---- the beginning of a pass ---- */
+
+static bool passing(int r)
+{
+    return r == -EAGAIN;
+}
+
+/* What is leased and not used by the end stays as a hole in the file: small images get small leases. */
+static uint64_t lease_size(const struct allocator *a, uint64_t wanted)
+{
+    if (a->counts.frugal)
+        return 1;
+    return MIN(wanted, MAX(LEASE_FLOOR, a->refcounts.cursor / LEASE_FRACTION));
+}
+
+static void take_for_shards(struct allocator *a)
+{
+    struct counts_machine *m = &a->counts;
+    struct list waiting = list_take(&m->wanting);
+    struct list_node *n;
+
+    while ((n = list_pop(&waiting))) {
+        struct note *note = container_of(n, struct note, node);
+        int r;
+
+        note->lease = (struct lease){0};
+        r = refcounts_take(&a->refcounts, lease_size(a, note->clusters_wanted), false, &note->lease);
+        if (r == 0 && !GUARD(I1))
+            grant(a, note);
+        else if (r == 0)
+            list_push(&m->granting, n);
+        else if (passing(r))
+            list_push(&m->wanting, n);
+        else
+            allocator_answer_note(a, note, r);
+    }
+}
+
+static void take_own(struct allocator *a)
+{
+    struct counts_machine *m = &a->counts;
+
+    if (m->own_wanted) {
+        m->own_wanted = false;
+        m->own_new = (struct lease){0};
+        m->own_status = refcounts_take(&a->refcounts, m->frugal ? 1 : OWN_LEASE, false, &m->own_new);
+        m->own_in_pass = m->own_status == 0;
+    }
+    if (m->want_contiguous) {
+        m->contiguous = (struct lease){0};
+        m->contiguous_status = refcounts_take(&a->refcounts, m->want_contiguous, true, &m->contiguous);
+        m->contiguous_in_pass = m->contiguous_status == 0;
+        if (m->contiguous_status < 0 && !passing(m->contiguous_status))
+            m->want_contiguous = 0;
+    }
+}
+
+static bool pass_is_due(const struct allocator *a)
+{
+    const struct counts_machine *m = &a->counts;
+    const uint64_t interval = a->image->options.commit_interval_ms * 1000000ull;
+
+    if (m->wanted || m->own_wanted || m->want_contiguous)
+        return true;
+    if (!list_empty(&m->wanting) && !control_holds_leases(a))
+        return true;
+    return a->refcounts.dirty_count && env_now_ns(a->image->env) - m->since_ns >= interval;
+}
+
+bool counts_step(struct allocator *a)
+{
+    struct counts_machine *m = &a->counts;
+
+    if (m->state != COUNTS_IDLE || !pass_is_due(a))
+        return false;
+    m->status = 0;
+    m->wanted = false;
+    if (!a->marked && a->layer->header.version >= 3 && !control_holds_leases(a)) {
+        a->marked = true;
+        m->status = allocator_write_header(a);
+        if (m->status < 0)
+            a->marked = false;
+    }
+    if (m->status < 0) {
+        struct list_node *n;
+
+        while ((n = list_pop(&m->wanting)))
+            allocator_answer_note(a, container_of(n, struct note, node), m->status);
+        end_pass(a, m->status);
+        return true;
+    }
+    if (!control_holds_leases(a))
+        take_for_shards(a);
+    take_own(a);
+    start_extend(a);
+    return true;
+}

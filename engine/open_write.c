@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: MIT */
+#include "engine/open_write.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "base/byteorder.h"
+#include "base/checked.h"
+#include "base/error.h"
+#include "engine/layer_open.h"
+#include "engine/repair.h"
+#include "format/limits.h"
+
+/* Clusters that share a block of the file could not be written by their several owners: then the page cache,
+ * which locks, has to stand between. */
+static int settle_alignment(struct scow_image *image, struct file *file, uint32_t unit_bytes)
+{
+    if (file->io_align <= unit_bytes)
+        return 0;
+    if (image->options.io_mode == SCOW_IO_DIRECT)
+        return error_set(
+            -EINVAL,
+            "%s: direct I/O here needs units of %u bytes, but the image's are %u: it can only be written "
+            "through the page cache",
+            file_name(file), file->io_align, unit_bytes);
+    return file_make_buffered(file);
+}
+
+static int settle_files(struct scow_image *image)
+{
+    struct layer *layer = image_top(image);
+    uint32_t unit = SECTOR_BYTES;
+    int r;
+
+    if (layer->format == SCOW_FORMAT_QCOW2)
+        unit = layer->header.cluster_bytes / (layer->header.extended_l2 ? SUBCLUSTERS_PER_CLUSTER : 1);
+    r = settle_alignment(image, layer->file, unit);
+    if (r == 0 && layer->data_file != layer->file)
+        r = settle_alignment(image, layer->data_file, unit);
+    return r;
+}
+
+/* What an earlier writer left behind. */
+static int recover(struct scow_image *image)
+{
+    struct layer *layer = image_top(image);
+    const struct scow_check_options options = SCOW_CHECK_OPTIONS_INIT;
+    struct scow_check_result result = SCOW_CHECK_RESULT_INIT;
+    const bool dirty = layer->header.incompatible & INCOMPAT_DIRTY;
+    int r;
+
+    if (layer->header.incompatible & INCOMPAT_CORRUPT)
+        return error_set(-EROFS,
+                         "%s: the image is marked as corrupt: it can only be opened read-only, or repaired",
+                         file_name(layer->file));
+    if (!dirty && !(layer->header.autoclear & AUTOCLEAR_SHARDCOW))
+        return 0;
+    r = image_repair(image, dirty ? SCOW_CHECK_REPAIR_ALL : SCOW_CHECK_REPAIR_LEAKS | REPAIR_RECOVER,
+                     &options, &result);
+    if (r == 0 && (result.corruptions || result.check_errors))
+        r = error_set(-EROFS,
+                      "%s: the image was not closed by its last writer, and %" PRIu64
+                      " errors were found that are more than leaked clusters: it has to be repaired first",
+                      file_name(layer->file), result.corruptions + result.check_errors);
+    if (r < 0)
+        return error_prefix(r, "recovery");
+    return layer_reload(layer);
+}
+
+/* Bits whose features this writer does not keep up to date. The mark of a crash goes too: its leaks are
+ * mended. */
+static int clear_autoclear(struct scow_image *image)
+{
+    struct layer *layer = image_top(image);
+    const uint64_t kept = layer->header.autoclear & AUTOCLEAR_DATA_FILE_RAW;
+    uint8_t bytes[sizeof(uint64_t)];
+    int r;
+
+    if (layer->header.version < 3 || layer->header.autoclear == kept)
+        return 0;
+    put_be64(bytes, kept);
+    r = file_write(layer->file, bytes, sizeof bytes, offsetof(struct header_disk, autoclear));
+    if (r == 0)
+        r = file_sync(layer->file);
+    if (r == 0)
+        r = layer_reload(layer);
+    return r;
+}
+
+static int check_writable(const struct layer *layer)
+{
+    const struct header *h = &layer->header;
+
+    if (!h->reftable_clusters)
+        return error_set(-EINVAL, "%s: header: the image has no refcount table", file_name(layer->file));
+    return 0;
+}
+
+int open_for_writing(struct scow_image *image)
+{
+    struct layer *layer = image_top(image);
+    int r = settle_files(image);
+
+    image->zeros =
+        mmap(NULL, CLUSTER_BYTES_MAX, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (image->zeros == MAP_FAILED) {
+        image->zeros = NULL;
+        return error_set(-ENOMEM, "out of memory");
+    }
+    if (r < 0 || layer->format != SCOW_FORMAT_QCOW2 || image->options.flags & SCOW_OPEN_REPAIR)
+        return r;
+    r = check_writable(layer);
+    if (r == 0)
+        r = recover(image);
+    if (r == 0)
+        r = clear_autoclear(image);
+    return r;
+}

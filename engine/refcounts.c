@@ -1,0 +1,542 @@
+/* SPDX-License-Identifier: MIT */
+#include "engine/refcounts.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/attributes.h"
+#include "base/checked.h"
+#include "base/error.h"
+#include "format/entry.h"
+#include "format/limits.h"
+#include "format/refcount.h"
+
+#define SLICE_BYTES_MAX (64u << 10)
+/* 16 MiB of counts: 512 GiB of an image with the default geometry. More when more are dirty. */
+#define CACHED_BYTES (16u << 20)
+#define TABLE_ENTRIES_MAX (REFTABLE_BYTES_MAX / sizeof(uint64_t))
+
+/* ---- slices ---- */
+
+static uint64_t counts_per_block(const struct refcounts *rc)
+{
+    return (uint64_t)rc->slice_counts * rc->slices_per_block;
+}
+
+static void forget_slice(struct refcounts *rc, uint32_t at)
+{
+    struct refcount_slice *s = rc->cached[at];
+
+    rc->slices[s->index] = NULL;
+    rc->cached[at] = rc->cached[--rc->cached_count];
+    free(s->counts);
+    free(s);
+}
+
+static bool is_dirty(const struct refcount_slice *s)
+{
+    return s->dirty_from != s->dirty_to;
+}
+
+/* One slice that is clean and was not looked at lately makes room. When none is clean the cache grows: what
+ * is dirty is written soon. */
+static void evict_slice(struct refcounts *rc)
+{
+    for (uint32_t steps = 0; steps < 2 * rc->cached_count; steps++) {
+        struct refcount_slice *s;
+
+        rc->hand = rc->hand + 1 < rc->cached_count ? rc->hand + 1 : 0;
+        s = rc->cached[rc->hand];
+        if (is_dirty(s) || s->writing)
+            continue;
+        if (s->referenced) {
+            s->referenced = false;
+            continue;
+        }
+        forget_slice(rc, rc->hand);
+        return;
+    }
+}
+
+static int new_slice(struct refcounts *rc, uint64_t index, struct refcount_slice **ret)
+{
+    struct refcount_slice *s;
+
+    if (rc->cached_count >= rc->cached_max)
+        evict_slice(rc);
+    if (rc->cached_count >= rc->cached_max && rc->cached_count % 64 == 0) {
+        struct refcount_slice **cached =
+            realloc(rc->cached, (rc->cached_count + 64) * sizeof(struct refcount_slice *));
+
+        if (!cached)
+            return error_set(-ENOMEM, "out of memory");
+        rc->cached = cached;
+    }
+    s = calloc(1, sizeof *s);
+    if (s)
+        s->counts = aligned_alloc(4096, round_up(rc->slice_bytes, 4096));
+    if (!s || !s->counts) {
+        free(s);
+        return error_set(-ENOMEM, "out of memory");
+    }
+    memset(s->counts, 0, rc->slice_bytes);
+    s->index = index;
+    s->referenced = true;
+    rc->slices[index] = s;
+    rc->cached[rc->cached_count++] = s;
+    *ret = s;
+    return 0;
+}
+
+/* *ret NULL: the slice's block does not exist, all its counts are 0. */
+static int load_slice(struct refcounts *rc, uint64_t index, struct refcount_slice **ret)
+{
+    const uint64_t block = index / rc->slices_per_block;
+    uint64_t off;
+    int r;
+
+    *ret = NULL;
+    if (block >= rc->table_count)
+        return 0;
+    if (likely(rc->slices[index])) {
+        rc->slices[index]->referenced = true;
+        *ret = rc->slices[index];
+        return 0;
+    }
+    off = rc->table[block] & REFTABLE_OFF_MASK;
+    if (!off)
+        return 0;
+    if (off & (rc->layer->header.cluster_bytes - 1))
+        return error_set(-EIO,
+                         "refcount table: entry %" PRIu64 " names a block at offset 0x%" PRIx64
+                         ", which is not a multiple of the cluster size",
+                         block, off);
+    r = new_slice(rc, index, ret);
+    if (r < 0)
+        return r;
+    r = file_read(rc->layer->file, (*ret)->counts, rc->slice_bytes,
+                  off + index % rc->slices_per_block * rc->slice_bytes);
+    if (r < 0) {
+        forget_slice(rc, rc->cached_count - 1);
+        *ret = NULL;
+        return error_prefix(r, "refcount block");
+    }
+    return 0;
+}
+
+static void mark_dirty(struct refcounts *rc, struct refcount_slice *s, uint32_t from, uint32_t to)
+{
+    if (!is_dirty(s)) {
+        rc->dirty_count++;
+        s->dirty_from = from;
+        s->dirty_to = to;
+        return;
+    }
+    s->dirty_from = MIN(s->dirty_from, from);
+    s->dirty_to = MAX(s->dirty_to, to);
+}
+
+static void set_count(struct refcounts *rc, struct refcount_slice *s, uint32_t i, uint64_t value)
+{
+    const uint32_t byte = (uint32_t)(((uint64_t)i << rc->order) / 8);
+
+    refcount_set(s->counts, rc->order, i, value);
+    mark_dirty(rc, s, byte, byte + MAX(1u, (1u << rc->order) / 8));
+}
+
+int refcounts_get(struct refcounts *rc, uint64_t cluster, uint64_t *ret)
+{
+    struct refcount_slice *s;
+    const int r = load_slice(rc, cluster / rc->slice_counts, &s);
+
+    if (r == 0)
+        *ret = s ? refcount_get(s->counts, rc->order, (uint32_t)(cluster % rc->slice_counts)) : 0;
+    return r;
+}
+
+int refcounts_change(struct refcounts *rc, uint64_t cluster, int64_t by)
+{
+    const uint32_t i = (uint32_t)(cluster % rc->slice_counts);
+    struct refcount_slice *s;
+    uint64_t value;
+    int r = load_slice(rc, cluster / rc->slice_counts, &s);
+
+    if (r < 0)
+        return r;
+    if (!s)
+        return error_set(-EIO, "host cluster %" PRIu64 " has no refcount block", cluster);
+    value = refcount_get(s->counts, rc->order, i);
+    if (by < 0 && value < (uint64_t)-by)
+        return error_set(
+            -EIO, "the refcount of host cluster %" PRIu64 " is %" PRIu64 ": it cannot drop by %" PRId64,
+            cluster, value, -by);
+    if (by > 0 && rc->max - value < (uint64_t)by)
+        return error_set(-ERANGE, "the refcount of host cluster %" PRIu64 " would pass its width", cluster);
+    value += (uint64_t)by;
+    set_count(rc, s, i, value);
+    if (!value)
+        rc->cursor = MIN(rc->cursor, cluster);
+    return 0;
+}
+
+/* ---- new blocks, a larger table ---- */
+
+/* A block that did not exist: all of it is to be written. */
+static int create_block(struct refcounts *rc, uint64_t block, uint64_t cluster)
+{
+    const uint64_t first = block * rc->slices_per_block;
+    struct refcount_slice *s;
+    uint32_t i = 0;
+    int r = 0;
+
+    for (; i < rc->slices_per_block && r == 0; i++) {
+        r = new_slice(rc, first + i, &s);
+        if (r == 0)
+            mark_dirty(rc, s, 0, rc->slice_bytes);
+    }
+    if (r < 0) { /* the slices that were made */
+        for (uint32_t at = rc->cached_count; at-- > 0;)
+            if (rc->cached[at]->index / rc->slices_per_block == block) {
+                rc->dirty_count--;
+                forget_slice(rc, at);
+            }
+        return r;
+    }
+    rc->table[block] = cluster << rc->layer->header.cluster_bits;
+    if (rc->table_dirty_from == rc->table_dirty_to) {
+        rc->table_dirty_from = block;
+        rc->table_dirty_to = block + 1;
+    } else {
+        rc->table_dirty_from = MIN(rc->table_dirty_from, block);
+        rc->table_dirty_to = MAX(rc->table_dirty_to, block + 1);
+    }
+    if (cluster >= rc->fresh)
+        rc->fresh = cluster + 1;
+    return 0;
+}
+
+static int no_space(const struct refcounts *rc)
+{
+    return error_set(-ENOSPC, "%s: no free cluster is left", file_name(rc->layer->file));
+}
+
+/*
+ * The table ends before block: a larger one, with the blocks that count the new clusters, in the range that
+ * begins with block, of which no cluster can be in use. First the blocks, then the table.
+ */
+static int grow_table(struct refcounts *rc, uint64_t block)
+{
+    const uint64_t per_block = counts_per_block(rc), cluster_bytes = rc->layer->header.cluster_bytes;
+    const uint64_t first = block * per_block;
+    uint64_t entries = MAX(block + 1, rc->table_count + rc->table_count / 2), clusters, blocks;
+    int r = 0;
+
+    if (rc->table_moved)
+        return error_set(-EAGAIN, "the refcount table is being moved");
+    do { /* more blocks may need more table */
+        clusters = div_round_up(entries * sizeof(uint64_t), cluster_bytes);
+        blocks = div_round_up(clusters, per_block - 1);
+        while (blocks * per_block < blocks + clusters)
+            blocks++;
+        entries = MAX(entries, block + blocks);
+    } while (entries * sizeof(uint64_t) > clusters * cluster_bytes);
+    entries = clusters * cluster_bytes / sizeof(uint64_t);
+    if (entries > TABLE_ENTRIES_MAX)
+        return error_set(-ENOSPC, "the refcount table cannot grow beyond %u bytes", REFTABLE_BYTES_MAX);
+    if (first + blocks + clusters > rc->limit)
+        return no_space(rc);
+
+    const uint64_t old_count = rc->table_count;
+
+    rc->table_count = entries;
+    for (uint64_t i = 0; i < blocks && r == 0; i++)
+        r = create_block(rc, block + i, first + i);
+    if (r < 0) {
+        /* Blocks that were made lie beyond the table again: nobody looks at them. */
+        for (uint64_t i = 0; i < blocks; i++)
+            rc->table[block + i] = 0;
+        for (uint32_t at = rc->cached_count; at-- > 0;)
+            if (rc->cached[at]->index / rc->slices_per_block >= old_count) {
+                rc->dirty_count -= is_dirty(rc->cached[at]);
+                forget_slice(rc, at);
+            }
+        rc->table_count = old_count;
+        return r;
+    }
+    for (uint64_t c = first; c < first + blocks + clusters; c++)
+        set_count(rc, rc->slices[c / rc->slice_counts], (uint32_t)(c % rc->slice_counts), 1);
+    rc->table_moved = true;
+    rc->old_table_off = rc->table_off;
+    rc->old_table_clusters = rc->table_clusters;
+    rc->table_off = (first + blocks) << rc->layer->header.cluster_bits;
+    rc->table_clusters = (uint32_t)clusters;
+    rc->table_dirty_from = 0;
+    rc->table_dirty_to = entries;
+    rc->fresh = MAX(rc->fresh, first + blocks + clusters);
+    return 0;
+}
+
+/* A block for a range that has none; it counts itself, in the range's first cluster. */
+static int ensure_block(struct refcounts *rc, uint64_t block)
+{
+    const uint64_t first = block * counts_per_block(rc);
+    int r;
+
+    if (!block)
+        return error_set(-EIO, "refcount table: entry 0 names no block: the header has no refcount");
+    if (block >= rc->table_count)
+        return grow_table(rc, block);
+    if (first >= rc->limit)
+        return no_space(rc);
+    r = create_block(rc, block, first);
+    if (r == 0)
+        set_count(rc, rc->slices[first / rc->slice_counts], 0, 1);
+    return r;
+}
+
+/* ---- taking clusters ---- */
+
+/* The slice that counts cluster, made if need be. */
+static int slice_for(struct refcounts *rc, uint64_t cluster, struct refcount_slice **ret)
+{
+    const uint64_t index = cluster / rc->slice_counts;
+    int r = load_slice(rc, index, ret);
+
+    if (r == 0 && !*ret) {
+        r = ensure_block(rc, index / rc->slices_per_block);
+        if (r == 0)
+            r = load_slice(rc, index, ret);
+    }
+    return r;
+}
+
+/* The next free cluster at or behind *cluster, below the limit. */
+static int find_free(struct refcounts *rc, uint64_t *cluster)
+{
+    uint64_t c = *cluster;
+
+    while (c < rc->limit) {
+        const uint64_t end = MIN(rc->limit, round_down(c, rc->slice_counts) + rc->slice_counts);
+        struct refcount_slice *s;
+        const int r = slice_for(rc, c, &s);
+
+        if (r < 0)
+            return r;
+        for (; c < end; c++)
+            if (!refcount_get(s->counts, rc->order, (uint32_t)(c % rc->slice_counts))) {
+                *cluster = c;
+                return 0;
+            }
+    }
+    return no_space(rc);
+}
+
+/* How many clusters from cluster on are free, up to max, without making blocks beyond the first slice's. */
+static int free_run(struct refcounts *rc, uint64_t cluster, uint64_t max, uint64_t *ret)
+{
+    uint64_t n = 0;
+
+    for (; n < max && cluster + n < rc->limit; n++) {
+        const uint64_t c = cluster + n;
+        struct refcount_slice *s;
+        const int r = slice_for(rc, c, &s);
+
+        if (r < 0 && n)
+            break;
+        if (r < 0)
+            return r;
+        if (refcount_get(s->counts, rc->order, (uint32_t)(c % rc->slice_counts)))
+            break;
+    }
+    *ret = n;
+    return 0;
+}
+
+static void take_run(struct refcounts *rc, uint64_t first, uint64_t count, struct lease *ret)
+{
+    const bool fresh = first >= rc->fresh;
+
+    for (uint64_t c = first; c < first + count; c++)
+        set_count(rc, rc->slices[c / rc->slice_counts], (uint32_t)(c % rc->slice_counts), 1);
+    rc->fresh = MAX(rc->fresh, first + count);
+    lease_add(ret, first, (uint32_t)count, fresh);
+}
+
+static int take_contiguous(struct refcounts *rc, uint64_t wanted, struct lease *ret)
+{
+    uint64_t at = rc->cursor, n = 0;
+
+    for (;;) {
+        int r = find_free(rc, &at);
+
+        if (r == 0)
+            r = free_run(rc, at, wanted, &n);
+        if (r < 0)
+            return r;
+        if (n == wanted)
+            break;
+        at += n + 1;
+    }
+    for (uint64_t c = at; c < at + n;
+         c += rc->slice_counts) { /* all slices in memory again, against eviction */
+        struct refcount_slice *s;
+        const int r = load_slice(rc, c / rc->slice_counts, &s);
+
+        if (r < 0)
+            return r;
+    }
+    take_run(rc, at, n, ret);
+    return 0;
+}
+
+int refcounts_take(struct refcounts *rc, uint64_t wanted, bool contiguous, struct lease *ret)
+{
+    uint64_t taken = 0;
+    int r = 0;
+
+    if (contiguous)
+        return take_contiguous(rc, wanted, ret);
+    while (taken < wanted && ret->extent_count < LEASE_EXTENTS) {
+        uint64_t at = rc->cursor, n;
+
+        r = find_free(rc, &at);
+        if (r < 0)
+            break;
+        rc->cursor = at;
+        /* Within a slice, and on one side of what is fresh. */
+        n = MIN(wanted - taken, rc->slice_counts - at % rc->slice_counts);
+        if (at < rc->fresh)
+            n = MIN(n, rc->fresh - at);
+        r = free_run(rc, at, n, &n);
+        if (r < 0)
+            break;
+        take_run(rc, at, n, ret);
+        rc->cursor = at + n;
+        taken += n;
+    }
+    return taken ? 0 : r;
+}
+
+int refcounts_used_end(struct refcounts *rc, uint64_t *ret)
+{
+    for (uint64_t index = rc->table_count * rc->slices_per_block; index-- > 0;) {
+        struct refcount_slice *s;
+        const int r = load_slice(rc, index, &s);
+
+        if (r < 0)
+            return r;
+        for (uint32_t i = s ? rc->slice_counts : 0; i-- > 0;)
+            if (refcount_get(s->counts, rc->order, i)) {
+                *ret = index * rc->slice_counts + i + 1;
+                return 0;
+            }
+    }
+    *ret = 0;
+    return 0;
+}
+
+/* ---- writing ---- */
+
+bool refcounts_next_write(struct refcounts *rc, uint8_t *buffer, uint64_t *ret_off, uint32_t *ret_bytes,
+                          uint64_t *ret_slice)
+{
+    const uint32_t align = rc->layer->file->io_align;
+
+    for (uint32_t i = 0; rc->dirty_count && i < rc->cached_count; i++) {
+        struct refcount_slice *s = rc->cached[i];
+        uint32_t from;
+
+        if (!is_dirty(s) || s->writing)
+            continue;
+        from = (uint32_t)round_down(s->dirty_from, align);
+        *ret_bytes = (uint32_t)round_up(s->dirty_to, align) - from;
+        *ret_off = (rc->table[s->index / rc->slices_per_block] & REFTABLE_OFF_MASK) +
+                   s->index % rc->slices_per_block * rc->slice_bytes + from;
+        *ret_slice = s->index;
+        memcpy(buffer, s->counts + from, *ret_bytes);
+        s->dirty_from = s->dirty_to = 0;
+        s->writing++;
+        rc->dirty_count--;
+        return true;
+    }
+    return false;
+}
+
+void refcounts_written(struct refcounts *rc, uint64_t slice, bool written, uint64_t off, uint32_t bytes)
+{
+    struct refcount_slice *s = rc->slices[slice];
+    const uint64_t start = (rc->table[slice / rc->slices_per_block] & REFTABLE_OFF_MASK) +
+                           slice % rc->slices_per_block * rc->slice_bytes;
+
+    invariant(s && s->writing);
+    s->writing--;
+    if (!written)
+        mark_dirty(rc, s, (uint32_t)(off - start), (uint32_t)(off - start) + bytes);
+}
+
+/* ---- opening ---- */
+
+static void *reserve(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    return p == MAP_FAILED ? NULL : p;
+}
+
+static int read_table(struct refcounts *rc)
+{
+    const size_t bytes = rc->table_count * sizeof(uint64_t);
+    const int r = file_read(rc->layer->file, rc->table, bytes, rc->table_off);
+
+    if (r < 0)
+        return error_prefix(r, "refcount table");
+    for (uint64_t i = 0; i < rc->table_count; i++)
+        rc->table[i] = be64toh(rc->table[i]);
+    return 0;
+}
+
+int refcounts_open(struct refcounts *rc, struct layer *layer)
+{
+    const struct header *h = &layer->header;
+    const uint32_t cluster_bytes = h->cluster_bytes;
+
+    *rc = (struct refcounts){.layer = layer, .order = h->refcount_order};
+    rc->slice_bytes = MIN(cluster_bytes, SLICE_BYTES_MAX);
+    rc->slice_counts = (uint32_t)(((uint64_t)rc->slice_bytes * 8) >> rc->order);
+    rc->slices_per_block = cluster_bytes / rc->slice_bytes;
+    rc->max = refcount_max(rc->order);
+    rc->table_off = h->reftable_off;
+    rc->table_clusters = h->reftable_clusters;
+    rc->table_count = (uint64_t)h->reftable_clusters * cluster_bytes / sizeof(uint64_t);
+    if (rc->table_count > TABLE_ENTRIES_MAX)
+        return error_set(-EINVAL, "header: the refcount table is larger than %u bytes", REFTABLE_BYTES_MAX);
+    rc->fresh = div_round_up(layer->file->bytes, cluster_bytes);
+    rc->limit =
+        layer->file->block_device ? layer->file->bytes / cluster_bytes : (HOST_OFF_MAX + 1) / cluster_bytes;
+    if (layer->file->block_device)
+        rc->fresh = UINT64_MAX; /* nothing says that a device holds zeros */
+    rc->cached_max = MAX(16u, CACHED_BYTES / rc->slice_bytes);
+    rc->cached = calloc(round_up(rc->cached_max, 64), sizeof(struct refcount_slice *));
+    rc->table = reserve(TABLE_ENTRIES_MAX * sizeof(uint64_t));
+    rc->slices_room = TABLE_ENTRIES_MAX * rc->slices_per_block;
+    rc->slices = reserve(rc->slices_room * sizeof(struct refcount_slice *));
+    if (!rc->cached || !rc->table || !rc->slices)
+        return error_set(-ENOMEM, "out of memory");
+    return read_table(rc);
+}
+
+void refcounts_close(struct refcounts *rc)
+{
+    while (rc->cached_count)
+        forget_slice(rc, rc->cached_count - 1);
+    free(rc->cached);
+    if (rc->table)
+        munmap(rc->table, TABLE_ENTRIES_MAX * sizeof(uint64_t));
+    if (rc->slices)
+        munmap(rc->slices, rc->slices_room * sizeof(struct refcount_slice *));
+    *rc = (struct refcounts){0};
+}
