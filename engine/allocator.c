@@ -141,6 +141,25 @@ void allocator_give_up(struct allocator *a, int err)
                                             memory_order_relaxed);
 }
 
+void allocator_report_corruption(struct allocator *a)
+{
+    allocator_give_up(a, -EIO);
+    atomic_store_explicit(&a->corruption, true, memory_order_release);
+    allocator_notify(a);
+}
+
+static bool mark_corrupt(struct allocator *a)
+{
+    if (likely(!atomic_load_explicit(&a->corruption, memory_order_acquire)))
+        return false;
+    atomic_store_explicit(&a->corruption, false, memory_order_relaxed);
+    if (a->layer->header.version >= 3 && !(a->layer->header.incompatible & INCOMPAT_CORRUPT)) {
+        a->layer->header.incompatible |= INCOMPAT_CORRUPT;
+        (void)allocator_write_header(a); /* there is nobody to tell */
+    }
+    return true;
+}
+
 /* ---- I/O ---- */
 
 void allocator_start_io(struct allocator *a, struct allocator_io *io,
@@ -174,8 +193,10 @@ int allocator_write_header(struct allocator *a)
     put_be64(b + offsetof(struct header_disk, l1_off), h->l1_off);
     put_be64(b + offsetof(struct header_disk, reftable_off), h->reftable_off);
     put_be32(b + offsetof(struct header_disk, reftable_clusters), h->reftable_clusters);
-    if (h->version >= 3)
+    if (h->version >= 3) {
+        put_be64(b + offsetof(struct header_disk, incompatible), h->incompatible);
         put_be64(b + offsetof(struct header_disk, autoclear), h->autoclear);
+    }
     pthread_mutex_unlock(&a->image->lock);
     r = file_write(layer->file, b, bytes, 0);
     if (r == 0) {
@@ -230,7 +251,8 @@ static bool allocator_turn(struct loop *loop)
     any |= take_notes(a);
     any |= take_requests(a);
     do {
-        moved = counts_step(a);
+        moved = mark_corrupt(a);
+        moved |= counts_step(a);
         moved |= tables_step(a);
         moved |= commit_step(a);
         moved |= freed_step(a);
@@ -248,7 +270,8 @@ static bool allocator_has_mail(struct loop *loop)
 {
     struct allocator *a = container_of(loop, struct allocator, loop);
     const uint32_t end = atomic_load_explicit(&a->image->queues_end, memory_order_acquire);
-    bool any = !list_empty(&a->done) || atomic_load_explicit(&a->commit.wanted, memory_order_relaxed);
+    bool any = !list_empty(&a->done) || atomic_load_explicit(&a->corruption, memory_order_relaxed) ||
+               atomic_load_explicit(&a->commit.wanted, memory_order_relaxed);
 
     for (uint32_t i = 0; i < a->image->shard_count && !any; i++)
         any = !spsc_empty(&a->image->shards[i].link.to_allocator);

@@ -169,11 +169,12 @@ struct allocator {
     struct list tables_waiting; /* notes */
     struct control_machine control;
 
-    struct lease own;      /* for L2 tables */
-    uint64_t file_end;     /* the file's size, all below is allocated or a hole */
-    bool cannot_allocate;  /* no fallocate: extended by truncation */
-    bool marked;           /* the header says that the image is in use */
-    uint8_t *header_block; /* the header's first block, for writing */
+    struct lease own;        /* for L2 tables */
+    uint64_t file_end;       /* the file's size, all below is allocated or a hole */
+    bool cannot_allocate;    /* no fallocate: extended by truncation */
+    _Atomic bool corruption; /* reported, not yet in the header */
+    bool marked;             /* the header says that the image is in use */
+    uint8_t *header_block;   /* the header's first block, for writing */
     uint8_t *zero_cluster;
 
     /* L1 as it is on disk, big-endian, for as many entries as there may be; and which differ in memory. */
@@ -229,6 +230,8 @@ static inline void allocator_mutate(struct allocator *a)
 {
     atomic_store_explicit(&a->mutated, counter_get(&a->mutated) + 1, memory_order_release);
 }
+/* Any thread: metadata that cannot be has been met. The header gets the corrupt bit, and writing ends. */
+void allocator_report_corruption(struct allocator *a);
 /* No writes any more. */
 void allocator_give_up(struct allocator *a, int err);
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "engine/allocator.h"
 #include "engine/image.h"
 #include "engine/shard.h"
 
@@ -222,6 +223,7 @@ bool chunk_plan(struct shard *s, struct op *op, uint64_t end)
         char text[REQUEST_ERROR_BYTES];
 
         map_fault_text(op->layer, &fault, text, sizeof text);
+        allocator_report_corruption(s->image->allocator);
         op_fail(s, op, -EIO, text);
         return false;
     }

@@ -315,6 +315,53 @@ static uint64_t lease_size(const struct allocator *a, uint64_t wanted)
     return MIN(wanted, MAX(LEASE_FLOOR, a->refcounts.cursor / LEASE_FRACTION));
 }
 
+static bool touches(const struct lease *l, uint64_t first, uint64_t count)
+{
+    for (uint32_t i = 0; i < l->extent_count; i++)
+        if (l->extents[i].first < first + count && first < l->extents[i].first + l->extents[i].count)
+            return true;
+    return false;
+}
+
+/* What is free by its refcount may be in use all the same, in a damaged image. Metadata is never given away.
+ */
+static bool touches_metadata(const struct allocator *a, const struct lease *l)
+{
+    const struct header *h = &a->layer->header;
+    const struct map_root *root = atomic_load_explicit(&a->layer->root, memory_order_relaxed);
+    const struct refcounts *rc = &a->refcounts;
+    const uint32_t bits = h->cluster_bits;
+
+    if (touches(l, 0, 1) || touches(l, rc->table_off >> bits, rc->table_clusters) ||
+        touches(l, h->l1_off >> bits, div_round_up(h->l1_count * sizeof(uint64_t), h->cluster_bytes)) ||
+        (h->snapshot_count && touches(l, h->snapshots_off >> bits, 1)))
+        return true;
+    for (uint32_t i = 0; i < root->l1_count; i++) {
+        const uint64_t off = atomic_load_explicit(&root->l1[i], memory_order_relaxed) & ENTRY_OFF_MASK;
+
+        if (off && touches(l, off >> bits, 1))
+            return true;
+    }
+    for (uint64_t i = 0; i < rc->table_count; i++)
+        if (rc->table[i] & REFTABLE_OFF_MASK && touches(l, (rc->table[i] & REFTABLE_OFF_MASK) >> bits, 1))
+            return true;
+    return false;
+}
+
+/* Adds to ret what is free. */
+static int take(struct allocator *a, uint64_t clusters, bool contiguous, struct lease *ret)
+{
+    int r;
+
+    *ret = (struct lease){0};
+    r = refcounts_take(&a->refcounts, clusters, contiguous, ret);
+    if (r == 0 && unlikely(touches_metadata(a, ret))) {
+        allocator_report_corruption(a);
+        r = error_set(-EIO, "the refcounts say that metadata is free: the image is damaged");
+    }
+    return r;
+}
+
 static void take_for_shards(struct allocator *a)
 {
     struct counts_machine *m = &a->counts;
@@ -325,8 +372,7 @@ static void take_for_shards(struct allocator *a)
         struct note *note = container_of(n, struct note, node);
         int r;
 
-        note->lease = (struct lease){0};
-        r = refcounts_take(&a->refcounts, lease_size(a, note->clusters_wanted), false, &note->lease);
+        r = take(a, lease_size(a, note->clusters_wanted), false, &note->lease);
         if (r == 0 && !GUARD(I1))
             grant(a, note);
         else if (r == 0)
@@ -344,13 +390,11 @@ static void take_own(struct allocator *a)
 
     if (m->own_wanted) {
         m->own_wanted = false;
-        m->own_new = (struct lease){0};
-        m->own_status = refcounts_take(&a->refcounts, m->frugal ? 1 : OWN_LEASE, false, &m->own_new);
+        m->own_status = take(a, m->frugal ? 1 : OWN_LEASE, false, &m->own_new);
         m->own_in_pass = m->own_status == 0;
     }
     if (m->want_contiguous) {
-        m->contiguous = (struct lease){0};
-        m->contiguous_status = refcounts_take(&a->refcounts, m->want_contiguous, true, &m->contiguous);
+        m->contiguous_status = take(a, m->want_contiguous, true, &m->contiguous);
         m->contiguous_in_pass = m->contiguous_status == 0;
         if (m->contiguous_status < 0 && !passing(m->contiguous_status))
             m->want_contiguous = 0;

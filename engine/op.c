@@ -9,6 +9,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/guard.h"
+#include "engine/allocator.h"
 #include "engine/chunk.h"
 #include "engine/image.h"
 #include "engine/publish.h"
@@ -222,6 +223,7 @@ static void op_find(struct shard *s, struct op *op)
     } else if (!(l1_entry & ENTRY_OFF_MASK) || (!(l1_entry & ENTRY_COPIED) && GUARD(COPIED))) {
         wait_for_table(s, op, l1_index);
     } else if (map_check_l1(op->layer, l1_index, l1_entry, text, sizeof text) < 0) {
+        allocator_report_corruption(s->image->allocator);
         op_fail(s, op, -EIO, text);
     } else if (slot) {
         join_line(s, op, slot);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "engine/allocator.h"
 #include "engine/image.h"
 #include "engine/op.h"
 #include "engine/publish.h"
@@ -183,6 +184,7 @@ static enum zero_step one_cluster(struct shard *s, struct op *op, uint64_t *ret_
         char text[REQUEST_ERROR_BYTES];
 
         map_fault_text(layer, &fault, text, sizeof text);
+        allocator_report_corruption(s->image->allocator);
         op_fail(s, op, -EIO, text);
         return ZERO_WAITS;
     }

@@ -400,6 +400,7 @@ unlock:
 static int drain(struct scow_queue *q)
 {
     while (q->in_flight) {
+        epoch_observe(&q->image->clock, &q->epoch);
         const int ret = queue_turn(q, WAIT_FOREVER);
         struct list_node *n;
 

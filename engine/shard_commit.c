@@ -267,6 +267,10 @@ static void drain_answered(struct shard *s)
 
 void shard_wait_for_slot(struct shard *s, struct op *op)
 {
+    if (atomic_load_explicit(&s->image->write_error, memory_order_relaxed)) {
+        op_fail(s, op, -EROFS, "the image refuses writes: its metadata could not be written");
+        return;
+    }
     list_push(&s->for_slot, &op->node);
     allocator_want_commit(s->image->allocator);
 }

@@ -461,7 +461,10 @@ SCOW_PUBLIC int scow_queue_destroy(struct scow_queue *queue);
  * a message), -EINVAL for a bad range or flag (scow_error() says which). Write-side calls on an image that is
  * open read-only return -EROFS.
  *
- * A request may start at once or at the next scow_queue_poll(): always poll after submitting.
+ * A request may start at once or at the next scow_queue_poll(): always poll after submitting. A write of less
+ * than a block of the file (scow_info.io_align) and scow_quiesce() wait for requests that were in flight
+ * before, on all queues: a thread that waits for one queue, or in a blocking call, must not hold back another
+ * that has requests in flight.
  */
 /* Durable when it completes (force unit access). Write-side requests. */
 #define SCOW_REQ_FUA (1u << 0)
