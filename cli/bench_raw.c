@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 /* From the best set-up to the one that every kernel has. The first needs Linux 6.1, the second 5.19. The
@@ -40,23 +41,40 @@ static int ring_create(unsigned depth, struct io_uring *ret_ring, const char **r
 
 /* ---- opening ---- */
 
-static int open_file(const char *path, enum scow_io_mode mode, bool *ret_direct)
+/* An empty file with its space allocated, so that writes extend nothing. */
+static int create_file(const char *path, uint64_t bytes)
 {
-    if (mode != SCOW_IO_BUFFERED) {
-        const int fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
+    const int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return -1;
+    int err = posix_fallocate(fd, 0, (off_t)bytes);
+    if (!err && fsync(fd) < 0)
+        err = errno;
+    close(fd);
+    errno = err;
+    return err ? -1 : 0;
+}
+
+static int open_file(const char *path, const struct bench_raw_options *o, bool *ret_direct)
+{
+    const int access = (o->writes ? O_RDWR : O_RDONLY) | O_CLOEXEC;
+    if (o->create_bytes && create_file(path, o->create_bytes) < 0)
+        return -1;
+    if (o->io_mode != SCOW_IO_BUFFERED) {
+        const int fd = open(path, access | O_DIRECT);
         *ret_direct = true;
-        if (fd >= 0 || mode == SCOW_IO_DIRECT || errno != EINVAL)
+        if (fd >= 0 || o->io_mode == SCOW_IO_DIRECT || errno != EINVAL)
             return fd;
     }
     *ret_direct = false;
-    return open(path, O_RDONLY | O_CLOEXEC);
+    return open(path, access);
 }
 
 static int choose_backend(const char *path, enum scow_backend backend, struct bench_raw *raw)
 {
     const char *const mode = raw->direct ? "direct" : "buffered";
     if (backend == SCOW_BACKEND_NULL) {
-        command_error(path, "the null backend belongs to the library: a raw file cannot be read through it");
+        command_error(path, "the null backend belongs to the library: a raw file has none");
         return -EINVAL;
     }
     if (backend != SCOW_BACKEND_THREADS) {
@@ -75,19 +93,19 @@ static int choose_backend(const char *path, enum scow_backend backend, struct be
         }
     }
     raw->threads = true;
-    snprintf(raw->description, sizeof(raw->description), "pread, one request at a time per thread, %s", mode);
+    snprintf(raw->description, sizeof(raw->description),
+             "pread and pwrite, one request at a time per thread, %s", mode);
     return 0;
 }
 
-int bench_raw_open(const char *path, enum scow_io_mode mode, enum scow_backend backend,
-                   struct bench_raw *ret_raw)
+int bench_raw_open(const char *path, const struct bench_raw_options *o, struct bench_raw *ret_raw)
 {
-    struct bench_raw raw = {0};
-    raw.fd = open_file(path, mode, &raw.direct);
+    struct bench_raw raw = {.durable = o->durable};
+    raw.fd = open_file(path, o, &raw.direct);
     if (raw.fd < 0) {
         const int err = -errno;
         command_error(path, "%s", strerror(-err));
-        if (err == -EINVAL && mode == SCOW_IO_DIRECT)
+        if (err == -EINVAL && o->io_mode == SCOW_IO_DIRECT)
             command_hint("the filesystem has no direct I/O: try -t writeback");
         return err;
     }
@@ -99,7 +117,7 @@ int bench_raw_open(const char *path, enum scow_io_mode mode, enum scow_backend b
         return -EINVAL;
     }
     raw.file_bytes = (uint64_t)end;
-    const int err = choose_backend(path, backend, &raw);
+    const int err = choose_backend(path, o->backend, &raw);
     if (err < 0) {
         close(raw.fd);
         return err;
@@ -121,6 +139,7 @@ struct raw_ring {
     struct bench_worker *worker;
     struct io_uring ring;
     uint32_t block_bytes;
+    bool durable;
     uint64_t *offs; /* per slot, for messages */
 };
 
@@ -131,22 +150,38 @@ static int ring_submit(void *ctx, uint32_t slot, uint64_t guest_off)
     struct io_uring_sqe *const sqe = io_uring_get_sqe(&r->ring);
     if (!sqe)
         return bench_worker_fail(r->worker, -EBUSY, "the submission ring is full");
-    io_uring_prep_read(sqe, 0, bench_buffer(r->worker, slot), r->block_bytes, guest_off);
+    const uint8_t kind = r->worker->kinds[slot];
+    if (__builtin_expect(kind == BENCH_KIND_READ, 1)) {
+        io_uring_prep_read(sqe, 0, bench_buffer(r->worker, slot), r->block_bytes, guest_off);
+    } else if (kind == BENCH_KIND_WRITE) {
+        io_uring_prep_write(sqe, 0, bench_buffer(r->worker, slot), r->block_bytes, guest_off);
+        sqe->rw_flags = r->durable ? RWF_DSYNC : 0;
+    } else {
+        io_uring_prep_fsync(sqe, 0, IORING_FSYNC_DATASYNC);
+    }
     sqe->flags |= IOSQE_FIXED_FILE;
     sqe->user_data = slot;
     r->offs[slot] = guest_off;
     return 0;
 }
 
-static void read_failed(struct bench_worker *w, uint64_t off, int64_t ret)
+static void request_failed(struct bench_worker *w, uint32_t slot, uint64_t off, int64_t ret)
 {
+    const char *const kind = w->kinds[slot] == BENCH_KIND_READ ? "read" : "write";
     const int err = ret < 0 ? (int)ret : -EIO;
-    if (ret < 0)
-        bench_worker_fail(w, err, "read of %u bytes at offset %llu: %s", w->shared->plan->block_bytes,
+    if (w->kinds[slot] == BENCH_KIND_FLUSH)
+        bench_worker_fail(w, err, "fdatasync: %s", strerror(-err));
+    else if (ret < 0)
+        bench_worker_fail(w, err, "%s of %u bytes at offset %llu: %s", kind, w->shared->plan->block_bytes,
                           (unsigned long long)off, strerror(-err));
     else
-        bench_worker_fail(w, err, "read of %u bytes at offset %llu was short: %lld bytes",
+        bench_worker_fail(w, err, "%s of %u bytes at offset %llu was short: %lld bytes", kind,
                           w->shared->plan->block_bytes, (unsigned long long)off, (long long)ret);
+}
+
+static inline int64_t result_expected(const struct bench_worker *w, uint32_t slot)
+{
+    return w->kinds[slot] == BENCH_KIND_FLUSH ? 0 : w->shared->plan->block_bytes;
 }
 
 /* Interrupted, or short of something for the moment. */
@@ -165,8 +200,8 @@ static uint32_t ring_reap(struct raw_ring *r, uint32_t *ret_slots)
     {
         const uint32_t slot = (uint32_t)cqe->user_data;
         ret_slots[n++] = slot;
-        if (__builtin_expect(cqe->res != (int)r->block_bytes, 0))
-            read_failed(r->worker, r->offs[slot], cqe->res);
+        if (__builtin_expect(cqe->res != result_expected(r->worker, slot), 0))
+            request_failed(r->worker, slot, r->offs[slot], cqe->res);
     }
     io_uring_cq_advance(&r->ring, n);
     return n;
@@ -190,7 +225,7 @@ static const struct bench_io ring_io = {.submit = ring_submit, .wait = ring_wait
 static void ring_work(struct bench_worker *w, const struct bench_raw *raw)
 {
     const struct bench_plan *const plan = w->shared->plan;
-    struct raw_ring r = {.worker = w, .block_bytes = plan->block_bytes};
+    struct raw_ring r = {.worker = w, .block_bytes = plan->block_bytes, .durable = raw->durable};
     const char *name;
     int err = ring_create(plan->depth, &r.ring, &name);
     if (err < 0) {
@@ -212,46 +247,54 @@ static void ring_work(struct bench_worker *w, const struct bench_raw *raw)
     free(r.offs);
 }
 
-/* ---- the loop on pread ---- */
+/* ---- the loop on pread and pwrite ---- */
 
-struct raw_pread {
+struct raw_calls {
     struct bench_worker *worker;
     int fd;
+    int write_flags;
     uint64_t off;
 };
 
-static int pread_submit(void *ctx, uint32_t slot, uint64_t guest_off)
+static int calls_submit(void *ctx, uint32_t slot, uint64_t guest_off)
 {
-    struct raw_pread *const p = ctx;
+    struct raw_calls *const c = ctx;
     (void)slot; /* the depth is 1 */
-    p->off = guest_off;
+    c->off = guest_off;
     return 0;
 }
 
-static int pread_wait(void *ctx, uint32_t *ret_slots)
+static int calls_wait(void *ctx, uint32_t *ret_slots)
 {
-    struct raw_pread *const p = ctx;
-    const uint32_t block_bytes = p->worker->shared->plan->block_bytes;
-    const ssize_t n = pread(p->fd, bench_buffer(p->worker, 0), block_bytes, (off_t)p->off);
-    if (n != (ssize_t)block_bytes)
-        read_failed(p->worker, p->off, n < 0 ? -errno : n);
+    struct raw_calls *const c = ctx;
+    const uint8_t kind = c->worker->kinds[0];
+    const struct iovec iov = {bench_buffer(c->worker, 0), c->worker->shared->plan->block_bytes};
+    ssize_t n;
+    if (kind == BENCH_KIND_READ)
+        n = preadv(c->fd, &iov, 1, (off_t)c->off);
+    else if (kind == BENCH_KIND_WRITE)
+        n = pwritev2(c->fd, &iov, 1, (off_t)c->off, c->write_flags);
+    else
+        n = fdatasync(c->fd);
+    if (n != result_expected(c->worker, 0))
+        request_failed(c->worker, 0, c->off, n < 0 ? -errno : n);
     ret_slots[0] = 0;
     return 1;
 }
 
-static const struct bench_io pread_io = {.submit = pread_submit, .wait = pread_wait};
+static const struct bench_io calls_io = {.submit = calls_submit, .wait = calls_wait};
 
-static void pread_work(struct bench_worker *w, const struct bench_raw *raw)
+static void calls_work(struct bench_worker *w, const struct bench_raw *raw)
 {
-    struct raw_pread p = {.worker = w, .fd = raw->fd};
+    struct raw_calls c = {.worker = w, .fd = raw->fd, .write_flags = raw->durable ? RWF_DSYNC : 0};
     if (bench_worker_ready(w))
-        bench_loop(w, &pread_io, &p);
+        bench_loop(w, &calls_io, &c);
 }
 
 void bench_raw_work(struct bench_worker *worker, const struct bench_raw *raw)
 {
     if (raw->threads)
-        pread_work(worker, raw);
+        calls_work(worker, raw);
     else
         ring_work(worker, raw);
 }

@@ -74,7 +74,18 @@ void bench_row_destroy(struct bench_row *row)
 
 static const char *pattern_name(enum bench_pattern pattern)
 {
-    return pattern == BENCH_RANDREAD ? "randread" : "read";
+    static const char *const names[] = {
+        [BENCH_RANDREAD] = "randread", [BENCH_READ] = "read",     [BENCH_RANDWRITE] = "randwrite",
+        [BENCH_WRITE] = "write",       [BENCH_RANDRW] = "randrw", [BENCH_RW] = "rw",
+    };
+    return names[pattern];
+}
+
+/* Of reads and writes together. */
+static void request_latency(const struct bench_result *r, struct histogram *ret)
+{
+    *ret = r->latency[BENCH_KIND_READ];
+    histogram_merge(ret, &r->latency[BENCH_KIND_WRITE]);
 }
 
 static const char *latency_text(char buf[LATENCY_TEXT_BYTES], double ns)
@@ -90,14 +101,14 @@ static const char *latency_text(char buf[LATENCY_TEXT_BYTES], double ns)
     return buf;
 }
 
-static void print_latency(const struct histogram *h)
+static void print_latency(const char *title, const struct histogram *h)
 {
     static const struct {
         const char *name;
         double q;
     } points[] = {{"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}, {"p99.9", 0.999}};
     char text[LATENCY_TEXT_BYTES];
-    printf("  latency     mean %s", latency_text(text, histogram_mean(h)));
+    printf("  %-12smean %s", title, latency_text(text, histogram_mean(h)));
     for (size_t i = 0; i < sizeof(points) / sizeof(points[0]); i++)
         printf(", %s %s", points[i].name, latency_text(text, (double)histogram_quantile(h, points[i].q)));
     printf(", max %s\n", latency_text(text, (double)h->max));
@@ -118,6 +129,16 @@ static void print_counters(const struct scow_counters *c)
         {"slice loads", c->slice_loads},
         {"coalesced", c->slice_coalesced},
         {"evictions", c->slice_evictions},
+        {"writes in place", c->writes_in_place},
+        {"writes at shards", c->writes_at_shard},
+        {"clusters allocated", c->clusters_allocated},
+        {"bytes copied", c->cow_bytes},
+        {"leases", c->leases},
+        {"flushes alone", c->flushes_alone},
+        {"flushes joined", c->flushes_joined},
+        {"commits", c->commits},
+        {"syncs", c->syncs},
+        {"slice writes", c->slice_writes},
     };
     char a[UNITS_TEXT_BYTES], b[UNITS_TEXT_BYTES];
     printf("  paths       hits %s, misses %s", units_count(a, c->hits), units_count(b, c->misses));
@@ -133,6 +154,22 @@ static double per_op(uint64_t ns, uint64_t ops)
     return ratio((double)ns, (double)ops);
 }
 
+static void print_latencies(const struct bench_result *r)
+{
+    const struct histogram *const h = r->latency;
+    char count[UNITS_TEXT_BYTES], title[48];
+    if (h[BENCH_KIND_READ].count && h[BENCH_KIND_WRITE].count) {
+        print_latency("reads", &h[BENCH_KIND_READ]);
+        print_latency("writes", &h[BENCH_KIND_WRITE]);
+    } else {
+        print_latency("latency", &h[h[BENCH_KIND_READ].count ? BENCH_KIND_READ : BENCH_KIND_WRITE]);
+    }
+    if (h[BENCH_KIND_FLUSH].count) {
+        snprintf(title, sizeof(title), "%s flushes, ", units_count(count, h[BENCH_KIND_FLUSH].count));
+        print_latency(title, &h[BENCH_KIND_FLUSH]);
+    }
+}
+
 static void print_result(const char *title, const struct bench_result *r, bool counters)
 {
     char iops[UNITS_TEXT_BYTES], rate[UNITS_TEXT_BYTES], ops[UNITS_TEXT_BYTES];
@@ -142,7 +179,7 @@ static void print_result(const char *title, const struct bench_result *r, bool c
            units_count(ops, r->ops), r->seconds);
     printf("  CPU per op  %.0f ns in the queues' threads, %.0f ns in the whole process\n",
            per_op(r->queue_cpu_ns, r->ops), per_op(r->process_cpu_ns, r->ops));
-    print_latency(&r->latency);
+    print_latencies(r);
     if (counters)
         print_counters(&r->counters);
 }
@@ -163,17 +200,33 @@ static void print_table_row(const struct bench_report *report, const struct benc
 {
     const struct bench_result *const r = &row->result;
     char iops[UNITS_TEXT_BYTES], each[UNITS_TEXT_BYTES], raw[UNITS_TEXT_BYTES], p99[LATENCY_TEXT_BYTES];
+    struct histogram latency;
+    request_latency(r, &latency);
     printf("%6u %12s %9.2f %12s %10.0f %10.0f %10s", r->queue_count,
            units_count(iops, (uint64_t)(r->iops + 0.5)), bench_row_speedup(report, row),
            units_count(each, (uint64_t)(r->iops / r->queue_count + 0.5)), per_op(r->queue_cpu_ns, r->ops),
-           per_op(r->process_cpu_ns, r->ops),
-           latency_text(p99, (double)histogram_quantile(&r->latency, 0.99)));
+           per_op(r->process_cpu_ns, r->ops), latency_text(p99, (double)histogram_quantile(&latency, 0.99)));
     if (row->compared) {
         const struct bench_spread s = bench_row_ratio(row);
         printf(" %12s   %.4f  %.4f-%.4f  %.4f-%.4f", units_count(raw, (uint64_t)(row->raw.iops + 0.5)),
                s.median, s.q1, s.q3, s.min, s.max);
     }
     printf("\n");
+}
+
+/* What distinguishes a run that writes. */
+static void print_writing(const struct bench_report *report)
+{
+    const struct bench_plan *const plan = report->plan;
+    char size[UNITS_TEXT_BYTES];
+    if (bench_is_mixed(plan->pattern))
+        printf(", %u %% reads", plan->read_percent);
+    if (plan->step_bytes != plan->block_bytes)
+        printf(", one every %s", units_size(size, plan->step_bytes));
+    if (plan->flush_every)
+        printf(", a flush every %u writes", plan->flush_every);
+    if (plan->once)
+        printf(", on new files of %s", units_size(size, report->fresh_bytes));
 }
 
 static void print_heading(const struct bench_report *report)
@@ -183,6 +236,7 @@ static void print_heading(const struct bench_report *report)
     printf("%s: %s, %s blocks over %s, depth %u", command_quote(name, sizeof(name), report->path),
            pattern_name(plan->pattern), units_size(block, plan->block_bytes),
            units_size(range, plan->range_bytes), plan->depth);
+    print_writing(report);
     if (report->info)
         printf("; %s, %s, %u shard%s\n", report->info->backend, report->info->direct ? "direct" : "buffered",
                report->info->shards, report->info->shards == 1 ? "" : "s");
@@ -232,11 +286,34 @@ static json_t *json_counters(const struct scow_counters *c)
     json_put(o, "slice-loads", json_count(c->slice_loads));
     json_put(o, "slice-coalesced", json_count(c->slice_coalesced));
     json_put(o, "slice-evictions", json_count(c->slice_evictions));
+    json_put(o, "writes-in-place", json_count(c->writes_in_place));
+    json_put(o, "writes-at-shard", json_count(c->writes_at_shard));
+    json_put(o, "flushes-alone", json_count(c->flushes_alone));
+    json_put(o, "flushes-joined", json_count(c->flushes_joined));
+    json_put(o, "clusters-allocated", json_count(c->clusters_allocated));
+    json_put(o, "cow-bytes", json_count(c->cow_bytes));
+    json_put(o, "commits", json_count(c->commits));
+    json_put(o, "syncs", json_count(c->syncs));
+    json_put(o, "slice-writes", json_count(c->slice_writes));
+    json_put(o, "leases", json_count(c->leases));
     return o;
+}
+
+/* One kind of request beside the others. */
+static void json_put_kind(json_t *o, const char *name, const struct histogram *h)
+{
+    if (!h->count)
+        return;
+    json_t *const kind = json_object();
+    json_put(kind, "count", json_count(h->count));
+    json_put(kind, "latency-ns", json_latency(h));
+    json_put(o, name, kind);
 }
 
 static json_t *json_result(const struct bench_result *r)
 {
+    struct histogram latency;
+    request_latency(r, &latency);
     json_t *const o = json_object();
     json_t *const cpu = json_object();
     json_t *const each = json_array();
@@ -252,7 +329,10 @@ static json_t *json_result(const struct bench_result *r)
     json_put(cpu, "queues", json_real(per_op(r->queue_cpu_ns, r->ops)));
     json_put(cpu, "process", json_real(per_op(r->process_cpu_ns, r->ops)));
     json_put(o, "cpu-ns-per-op", cpu);
-    json_put(o, "latency-ns", json_latency(&r->latency));
+    json_put(o, "latency-ns", json_latency(&latency));
+    json_put_kind(o, "reads", &r->latency[BENCH_KIND_READ]);
+    json_put_kind(o, "writes", &r->latency[BENCH_KIND_WRITE]);
+    json_put_kind(o, "flushes", &r->latency[BENCH_KIND_FLUSH]);
     return o;
 }
 
@@ -296,7 +376,11 @@ static void print_json(const struct bench_report *report)
     json_put(o, "rw", json_text(pattern_name(plan->pattern)));
     json_put(o, "block-size", json_count(plan->block_bytes));
     json_put(o, "depth", json_count(plan->depth));
+    json_put(o, "step", json_count(plan->step_bytes));
     json_put(o, "range", json_count(plan->range_bytes));
+    json_put(o, "read-percent", json_count(plan->read_percent));
+    json_put(o, "flush-every", json_count(plan->flush_every));
+    json_put(o, "fresh", json_boolean(plan->once));
     json_put(o, "seed", json_count(plan->seed));
     json_put(o, "pin", json_boolean(plan->pin));
     json_put(o, "warmup-seconds", json_real((double)plan->warmup_ns / 1e9));

@@ -22,6 +22,7 @@ struct bench_report {
     const char *path;
     const char *raw_path; /* of --compare-raw, or NULL */
     const struct bench_plan *plan;
+    uint64_t fresh_bytes;         /* the files are made anew for every run; 0: they are not */
     const struct scow_info *info; /* NULL: path is a raw file, read without the library */
     const struct bench_raw *raw;  /* how the raw file is read; NULL without one */
     bool scale;                   /* a table or a plot over the counts of queues */

@@ -97,22 +97,36 @@ static size_t buffers_bytes(const struct bench_plan *plan)
 static int worker_init(struct bench_worker *w, struct bench_shared *shared, uint32_t index)
 {
     const struct bench_plan *const plan = shared->plan;
-    const uint64_t block_count = plan->range_bytes / plan->block_bytes;
-    *w = (struct bench_worker){.shared = shared, .index = index, .region_count = block_count};
-    histogram_reset(&w->latency);
+    const uint64_t step_count = bench_step_count(plan);
+    *w = (struct bench_worker){.shared = shared, .index = index, .region_count = step_count};
+    for (int kind = 0; kind < BENCH_KIND_COUNT; kind++)
+        histogram_reset(&w->latency[kind]);
     w->begin_counters = w->end_counters = (struct scow_counters)SCOW_COUNTERS_INIT;
     random_xoshiro_seed(&w->random, plan->seed, index);
-    if (plan->pattern == BENCH_READ) {
-        w->region_count = block_count / shared->queue_count;
+    if (!bench_is_random(plan->pattern)) {
+        w->region_count = step_count / shared->queue_count;
         w->region_block = w->region_count * index;
+    } else if (plan->once) {
+        /* The queues take turns in one order. */
+        w->order = bench_order_create(step_count, plan->seed);
+        w->region_count = (step_count - index + shared->queue_count - 1) / shared->queue_count;
+        w->region_block = index;
     }
     w->submit_ns = calloc(plan->depth, sizeof(*w->submit_ns));
+    w->kinds = calloc(plan->depth, sizeof(*w->kinds));
     w->done = calloc(plan->depth, sizeof(*w->done));
     /* Touched now, so that no page fault falls into the measured time. */
     void *const buffers = mmap(NULL, buffers_bytes(plan), PROT_READ | PROT_WRITE,
                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     w->buffers = buffers == MAP_FAILED ? NULL : buffers;
-    return w->submit_ns && w->done && w->buffers ? 0 : -ENOMEM;
+    if (!w->submit_ns || !w->kinds || !w->done || !w->buffers)
+        return -ENOMEM;
+    /* What is written is neither zeros nor the same everywhere. */
+    for (size_t i = 0; bench_writes(plan->pattern) && i < buffers_bytes(plan); i += sizeof(uint64_t)) {
+        const uint64_t word = random_xoshiro_next(&w->random);
+        memcpy(w->buffers + i, &word, sizeof(word));
+    }
+    return 0;
 }
 
 static void worker_destroy(struct bench_worker *w)
@@ -120,6 +134,7 @@ static void worker_destroy(struct bench_worker *w)
     if (w->buffers)
         munmap(w->buffers, buffers_bytes(w->shared->plan));
     free(w->submit_ns);
+    free(w->kinds);
     free(w->done);
 }
 
@@ -154,8 +169,15 @@ struct image_io {
 static int image_submit(void *ctx, uint32_t slot, uint64_t guest_off)
 {
     struct image_io *const io = ctx;
-    const int err = scow_queue_read(io->queue, guest_off, bench_buffer(io->worker, slot), io->block_bytes,
-                                    (void *)(uintptr_t)slot, 0);
+    void *const buf = bench_buffer(io->worker, slot), *const user_data = (void *)(uintptr_t)slot;
+    const uint8_t kind = io->worker->kinds[slot];
+    int err;
+    if (__builtin_expect(kind == BENCH_KIND_READ, 1))
+        err = scow_queue_read(io->queue, guest_off, buf, io->block_bytes, user_data, 0);
+    else if (kind == BENCH_KIND_WRITE)
+        err = scow_queue_write(io->queue, guest_off, buf, io->block_bytes, user_data, 0);
+    else
+        err = scow_queue_flush(io->queue, user_data, 0);
     if (__builtin_expect(err < 0, 0))
         return bench_worker_fail(io->worker, err, "%s", scow_error());
     return 0;
@@ -215,14 +237,15 @@ static void *worker_main(void *arg)
         image_work(w, w->shared->target->image);
     else
         bench_raw_work(w, w->shared->target->raw);
+    atomic_fetch_add(&w->shared->ended_count, 1);
     return NULL;
 }
 
-/* Until the clock says ns, or the run has failed. */
+/* Until the clock says ns, or the run has failed or come to its end. */
 static void sleep_until(const struct bench_shared *shared, uint64_t ns)
 {
     const uint64_t step_ns = 20000000; /* how late a failure may be seen */
-    while (!atomic_load(&shared->failed)) {
+    while (!atomic_load(&shared->failed) && atomic_load(&shared->ended_count) < shared->queue_count) {
         const uint64_t now = bench_clock_ns();
         if (now >= ns)
             return;
@@ -249,6 +272,22 @@ static void counters_add(struct scow_counters *sum, const struct scow_counters *
     sum->slice_loads += after->slice_loads - before->slice_loads;
     sum->slice_coalesced += after->slice_coalesced - before->slice_coalesced;
     sum->slice_evictions += after->slice_evictions - before->slice_evictions;
+    sum->writes_in_place += after->writes_in_place - before->writes_in_place;
+    sum->writes_at_shard += after->writes_at_shard - before->writes_at_shard;
+    sum->flushes_alone += after->flushes_alone - before->flushes_alone;
+    sum->flushes_joined += after->flushes_joined - before->flushes_joined;
+    sum->clusters_allocated += after->clusters_allocated - before->clusters_allocated;
+    sum->cow_bytes += after->cow_bytes - before->cow_bytes;
+    sum->commits += after->commits - before->commits;
+    sum->syncs += after->syncs - before->syncs;
+    sum->slice_writes += after->slice_writes - before->slice_writes;
+    sum->leases += after->leases - before->leases;
+}
+
+/* Reads and writes that ended in the measured time. */
+static uint64_t worker_ops(const struct bench_worker *w)
+{
+    return w->latency[BENCH_KIND_READ].count + w->latency[BENCH_KIND_WRITE].count;
 }
 
 /* One window for all queues: with more threads than CPUs a thread may begin late, and its rate in what is
@@ -260,14 +299,15 @@ static void collect(struct bench_result *r, const struct bench_worker *workers, 
         const struct bench_worker *const w = &workers[i];
         begin_ns = w->begin_ns < begin_ns ? w->begin_ns : begin_ns;
         end_ns = w->end_ns > end_ns ? w->end_ns : end_ns;
-        r->ops += w->ops;
+        r->ops += worker_ops(w);
         r->queue_cpu_ns += w->end_cpu_ns - w->begin_cpu_ns;
-        histogram_merge(&r->latency, &w->latency);
+        for (int kind = 0; kind < BENCH_KIND_COUNT; kind++)
+            histogram_merge(&r->latency[kind], &w->latency[kind]);
         counters_add(&r->counters, &w->begin_counters, &w->end_counters);
     }
     r->seconds = (double)(end_ns - begin_ns) / 1e9;
     for (uint32_t i = 0; i < r->queue_count; i++)
-        r->queue_iops[i] = (double)workers[i].ops / r->seconds;
+        r->queue_iops[i] = (double)worker_ops(&workers[i]) / r->seconds;
     r->iops = (double)r->ops / r->seconds;
     r->bytes = r->ops * block_bytes;
 }
@@ -290,6 +330,12 @@ static void watch(const struct bench_shared *shared, struct bench_result *r)
     r->counters.slice_loads = after.slice_loads - before.slice_loads;
     r->counters.slice_coalesced = after.slice_coalesced - before.slice_coalesced;
     r->counters.slice_evictions = after.slice_evictions - before.slice_evictions;
+    r->counters.clusters_allocated = after.clusters_allocated - before.clusters_allocated;
+    r->counters.cow_bytes = after.cow_bytes - before.cow_bytes;
+    r->counters.commits = after.commits - before.commits;
+    r->counters.syncs = after.syncs - before.syncs;
+    r->counters.slice_writes = after.slice_writes - before.slice_writes;
+    r->counters.leases = after.leases - before.leases;
 }
 
 /* 0, or the first error that stopped the run. */
@@ -330,7 +376,8 @@ int bench_run(const struct bench_plan *plan, const struct bench_target *target, 
     pthread_t *const threads = calloc(queue_count, sizeof(*threads));
     struct bench_result r = {.queue_count = queue_count, .counters = SCOW_COUNTERS_INIT};
     r.queue_iops = calloc(queue_count, sizeof(*r.queue_iops));
-    histogram_reset(&r.latency);
+    for (int kind = 0; kind < BENCH_KIND_COUNT; kind++)
+        histogram_reset(&r.latency[kind]);
 
     uint32_t initialised = 0;
     int err = workers && threads && r.queue_iops ? 0 : -ENOMEM;
@@ -367,7 +414,8 @@ void bench_result_add(struct bench_result *sum, const struct bench_result *more)
     sum->bytes += more->bytes;
     sum->queue_cpu_ns += more->queue_cpu_ns;
     sum->process_cpu_ns += more->process_cpu_ns;
-    histogram_merge(&sum->latency, &more->latency);
+    for (int kind = 0; kind < BENCH_KIND_COUNT; kind++)
+        histogram_merge(&sum->latency[kind], &more->latency[kind]);
 
     const struct scow_counters none = SCOW_COUNTERS_INIT;
     counters_add(&sum->counters, &none, &more->counters);

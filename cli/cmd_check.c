@@ -23,7 +23,7 @@ static const struct argument specs[] = {
     {'p', "progress", NULL, "show progress"},
     {ARG_THREADS, "threads", "N", "threads; default: one per CPU, at most 16"},
     {'m', "memory", "SIZE", "bound of the working memory (default 1G); beyond it, more passes"},
-    {'r', "repair", "WHAT", "refused: this version does not change images"},
+    {'r', "repair", "leaks|all", "repair leaked clusters only, or everything that can be"},
     {ARG_IMAGE_OPTS, "image-opts", NULL, NULL},
     {0},
 };
@@ -33,14 +33,19 @@ static const struct usage usage = {
     .synopsis = "[OPTION]... FILE",
     .text =
         "Check that every cluster's refcount equals the references to it, in parallel and without changing\n"
-        "the image. Nobody may be writing to it. Opens no file but the image. Raw images have nothing to check.\n"
+        "the image unless -r says so. Nobody may be writing to it, and for -r nobody may have it open. Opens no\n"
+        "file but the image. Raw images have nothing to check.\n"
+        "\n"
+        "A repair is followed by another check, whose result is shown. It can be interrupted at any time and\n"
+        "run again. What data a damaged entry stood for is not known: copy an image that matters first.\n"
         "\n"
         "Exit codes are qemu-img's: 0 good, 1 the check failed, 2 corruptions, 3 leaked clusters only,\n"
         "63 the format has no checks.\n",
     .specs = specs,
     .examples = "  shardcow check -p disk.qcow2\n"
                 "  shardcow check --output=json disk.qcow2\n"
-                "  shardcow check --threads 8 --memory 256M huge.qcow2\n",
+                "  shardcow check --threads 8 --memory 256M huge.qcow2\n"
+                "  shardcow check -r all disk.qcow2\n",
 };
 
 struct check_args {
@@ -82,6 +87,8 @@ static void print_json(const char *path, const struct scow_check_result *r)
     put_count(object, "image-end-offset", r->image_end_off);
     put_count(object, "corruptions", r->corruptions);
     put_count(object, "leaks", r->leaks);
+    put_count(object, "corruptions-fixed", r->corruptions_fixed);
+    put_count(object, "leaks-fixed", r->leaks_fixed);
     put_count(object, "total-clusters", r->total_clusters);
     put_count(object, "allocated-clusters", r->allocated_clusters);
     put_count(object, "fragmented-clusters", r->fragmented_clusters);
@@ -91,6 +98,12 @@ static void print_json(const char *path, const struct scow_check_result *r)
 
 static void print_human(const struct scow_check_result *r)
 {
+    if (r->leaks_fixed || r->corruptions_fixed)
+        printf("The following inconsistencies were found and repaired:\n\n"
+               "    %" PRIu64 " leaked clusters\n"
+               "    %" PRIu64 " corruptions\n\n"
+               "Double checking the fixed image now...\n",
+               r->leaks_fixed, r->corruptions_fixed);
     if (!r->corruptions && !r->leaks && !r->check_errors)
         printf("No errors were found on the image.\n");
     if (r->corruptions)
@@ -140,21 +153,31 @@ static int run_check(const char *path, struct check_args *check)
     check->options.ctx = &progress;
     err = scow_check(image, &check->options, &result);
     progress_end(&progress, !err);
-    scow_close(image);
-    if (err == -ENOTSUP) {
+    if (err == -ENOTSUP)
         command_error(path, "this image format does not support checks");
-        return EXIT_CHECK_UNSUPPORTED;
-    }
-    if (err) {
+    else if (err)
         command_library_error(path, err);
+    if (close_image(image, path) && !err)
         return EXIT_FAILED;
-    }
+    if (err)
+        return err == -ENOTSUP ? EXIT_CHECK_UNSUPPORTED : EXIT_FAILED;
     if (!check->quiet && check->json)
         print_json(path, &result);
     else if (!check->quiet)
         print_human(&result);
     const int code = verdict(path, &result);
     return command_finish_output() ? EXIT_FAILED : code;
+}
+
+static int take_repair(struct check_args *check, struct arguments *args)
+{
+    int choice;
+
+    if (arguments_choice(args, "-r", "leaks|all", &choice))
+        return -1;
+    check->options.flags = choice ? SCOW_CHECK_REPAIR_LEAKS | SCOW_CHECK_REPAIR_ALL : SCOW_CHECK_REPAIR_LEAKS;
+    check->open.options.flags |= SCOW_OPEN_WRITE | SCOW_OPEN_REPAIR;
+    return 0;
 }
 
 static int take_option(struct check_args *check, struct arguments *args, int key)
@@ -177,9 +200,8 @@ static int take_option(struct check_args *check, struct arguments *args, int key
         return 0;
     case 'm':
         return arguments_size(args, "--memory", 1, UINT64_MAX, &check->options.memory_bytes);
-    default:
-        arguments_error(args, "-r: this version does not repair images; 'qemu-img check -r' does");
-        return -1;
+    default: /* 'r' */
+        return take_repair(check, args);
     }
 }
 

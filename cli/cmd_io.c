@@ -2,13 +2,17 @@
 /* shardcow io: qemu-io's commands on an image. */
 #include "cli/arguments.h"
 #include "cli/command.h"
+#include "cli/io_facts.h"
+#include "cli/io_parse.h"
 #include "cli/io_read.h"
-#include "cli/io_report.h"
+#include "cli/io_request.h"
+#include "cli/io_session.h"
+#include "cli/io_write.h"
 #include "cli/open_args.h"
 #include "cli/units.h"
 
 #include <errno.h>
-#include <inttypes.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,8 +22,9 @@
 static const struct argument specs[] = {
     {'c', "cmd", "COMMAND", "run COMMAND; may be repeated. Without it commands come from standard input"},
     OPEN_ARGUMENT_FORMAT,
-    {'r', "read-only", NULL, "accepted: images are always opened read-only"},
+    {'r', "read-only", NULL, "open the image read-only"},
     {'n', "nocache", NULL, "direct I/O: short for -t none"},
+    {'d', "discard", "MODE", "unmap (default), or ignore: discards do nothing"},
     {'m', "misalign", NULL, "use buffers that are not aligned for direct I/O"},
     OPEN_ARGUMENT_SHARE,
     OPEN_ARGUMENT_CACHE('t'),
@@ -29,144 +34,23 @@ static const struct argument specs[] = {
 
 static const struct usage usage = {
     .command = "io",
-    .synopsis = "[OPTION]... [-c COMMAND]... FILE",
-    .text = "Runs commands in qemu-io's syntax on an image. \"help\" lists them. The exit code is 1 when a\n"
-            "command failed, among them a read whose data does not match its pattern.\n",
+    .synopsis = "[OPTION]... [-c COMMAND]... [FILE]",
+    .text =
+        "Runs commands in qemu-io's syntax on an image, which is opened for reading and writing. \"help\"\n"
+        "lists them. The exit code is 1 when a command failed, among them a read whose data does not\n"
+        "match its pattern.\n",
     .specs = specs,
-    .examples = "  shardcow io -c 'read -P 0xaa 0 64k' disk.qcow2\n"
-                "  shardcow io -c 'read -v 0 512' -c map disk.qcow2\n"
+    .examples = "  shardcow io -r -c 'read -P 0xaa 0 64k' disk.qcow2\n"
+                "  shardcow io -c 'write -P 0xaa 0 64k' -c flush -c map disk.qcow2\n"
                 "  echo 'aio_read 0 1M' | shardcow io disk.qcow2\n",
 };
 
-/* ---- commands that do no reads ---- */
+/* ---- commands that ask nothing of the image ---- */
 
 static int run_aio_flush(struct io_session *session, const struct io_command *command, int argc, char **argv)
 {
     (void)command, (void)argc, (void)argv;
-    io_read_poll(session, true);
-    return IO_DONE;
-}
-
-/* On an image that is open read-only there is nothing to make durable. */
-static int run_flush(struct io_session *session, const struct io_command *command, int argc, char **argv)
-{
-    (void)session, (void)command, (void)argc, (void)argv;
-    return IO_DONE;
-}
-
-static int run_length(struct io_session *session, const struct io_command *command, int argc, char **argv)
-{
-    (void)command, (void)argc, (void)argv;
-    char text[IO_SIZE_TEXT_BYTES];
-    printf("%s\n", io_size_text(text, (double)session->disk_bytes));
-    return IO_DONE;
-}
-
-static const char *truth(uint64_t bits)
-{
-    return bits ? "true" : "false";
-}
-
-/* Where saved VM state begins: after the guest range that the L1 table needed at least covers. */
-static uint64_t vm_state_off(const struct scow_info *info)
-{
-    const uint64_t entry_bytes = info->incompatible & SCOW_INCOMPAT_EXTENDED_L2 ? 16 : 8;
-    const uint64_t table_covers = (uint64_t)info->cluster_bytes / entry_bytes * info->cluster_bytes;
-    return (info->virtual_size + table_covers - 1) / table_covers * table_covers;
-}
-
-static int run_info(struct io_session *session, const struct io_command *command, int argc, char **argv)
-{
-    (void)command, (void)argc, (void)argv;
-    struct scow_info info = SCOW_INFO_INIT;
-    char text[IO_SIZE_TEXT_BYTES], name[4096];
-    const int err = scow_get_info(session->image, &info);
-    if (err < 0) {
-        command_library_error(session->path, err);
-        return IO_FAILED;
-    }
-    if (info.format == SCOW_FORMAT_RAW) {
-        printf("format name: raw\ncluster size: 0 bytes\nvm state offset: 0 bytes\n");
-        return IO_DONE;
-    }
-    printf("format name: qcow2\n");
-    printf("cluster size: %s\n", io_size_text(text, info.cluster_bytes));
-    printf("vm state offset: %s\n", io_size_text(text, (double)vm_state_off(&info)));
-    printf("Format specific information:\n");
-    printf("    compat: %s\n", info.version == 2 ? "0.10" : "1.1");
-    printf("    compression type: %s\n", info.compression == SCOW_COMPRESSION_ZSTD ? "zstd" : "zlib");
-    if (info.version > 2)
-        printf("    lazy refcounts: %s\n", truth(info.compatible & SCOW_COMPAT_LAZY_REFCOUNTS));
-    printf("    refcount bits: %u\n", info.refcount_bits);
-    if (info.incompatible & SCOW_INCOMPAT_DATA_FILE) {
-        if (info.data_file_name)
-            printf("    data file: %s\n", command_quote(name, sizeof(name), info.data_file_name));
-        printf("    data file raw: %s\n", truth(info.autoclear & SCOW_AUTOCLEAR_DATA_FILE_RAW));
-    }
-    if (info.version > 2) {
-        printf("    corrupt: %s\n", truth(info.incompatible & SCOW_INCOMPAT_CORRUPT));
-        printf("    extended l2: %s\n", truth(info.incompatible & SCOW_INCOMPAT_EXTENDED_L2));
-    }
-    return IO_DONE;
-}
-
-/* The run from off on that this image alone has allocated, or has not, whatever lies below it. */
-static int allocation_run(struct io_session *session, uint64_t off, uint64_t end, bool *ret_allocated,
-                          uint64_t *ret_bytes)
-{
-    uint64_t bytes = 0;
-    bool allocated = false;
-    while (off + bytes < end) {
-        struct scow_extent extent = {.size = sizeof(extent)};
-        const int err =
-            scow_get_extent(session->image, off + bytes, end - off - bytes, SCOW_EXTENT_THIS_LAYER, &extent);
-        if (err < 0 || extent.bytes == 0) {
-            command_library_error(session->path, err < 0 ? err : -EIO);
-            return IO_FAILED;
-        }
-        const bool present = extent.flags & SCOW_EXTENT_PRESENT;
-        if (bytes > 0 && present != allocated)
-            break;
-        allocated = present;
-        bytes += extent.bytes;
-    }
-    *ret_allocated = allocated;
-    *ret_bytes = bytes;
-    return IO_DONE;
-}
-
-static int run_map(struct io_session *session, const struct io_command *command, int argc, char **argv)
-{
-    (void)command, (void)argc, (void)argv;
-    char size[IO_SIZE_TEXT_BYTES], place[IO_SIZE_TEXT_BYTES];
-    for (uint64_t off = 0, bytes; off < session->disk_bytes; off += bytes) {
-        bool allocated;
-        if (allocation_run(session, off, session->disk_bytes, &allocated, &bytes) != IO_DONE)
-            return IO_FAILED;
-        printf("%s (0x%" PRIx64 ") bytes %s at offset %s (0x%" PRIx64 ")\n",
-               io_size_text(size, (double)bytes), bytes, allocated ? "    allocated" : "not allocated",
-               io_size_text(place, (double)off), off);
-    }
-    return IO_DONE;
-}
-
-static int run_alloc(struct io_session *session, const struct io_command *command, int argc, char **argv)
-{
-    (void)command;
-    char place[IO_SIZE_TEXT_BYTES];
-    uint64_t first, count = 512, allocated_bytes = 0;
-    if (!io_parse_size(argv[1], &first) || (argc > 2 && !io_parse_size(argv[2], &count)))
-        return IO_FAILED;
-    const uint64_t left = first < session->disk_bytes ? session->disk_bytes - first : 0;
-    count = count < left ? count : left;
-    for (uint64_t off = first, bytes; off < first + count; off += bytes) {
-        bool allocated;
-        if (allocation_run(session, off, first + count, &allocated, &bytes) != IO_DONE)
-            return IO_FAILED;
-        allocated_bytes += allocated ? bytes : 0;
-    }
-    printf("%" PRIu64 "/%" PRIu64 " bytes allocated at offset %s\n", allocated_bytes, count,
-           io_size_text(place, (double)first));
+    io_request_poll(session, true);
     return IO_DONE;
 }
 
@@ -189,24 +73,23 @@ static int run_quit(struct io_session *session, const struct io_command *command
     return IO_QUIT;
 }
 
-static int run_read_only(struct io_session *session, const struct io_command *command, int argc, char **argv)
-{
-    (void)argc, (void)argv;
-    command_error(session->path, "%s: the image is open read-only: this version does not write",
-                  command->name);
-    return IO_FAILED;
-}
-
 static int run_help(struct io_session *session, const struct io_command *command, int argc, char **argv);
 
 /* ---- the table, by name ---- */
 
-#define HELP_READ_COMMON                                                                                     \
+#define HELP_COMMON                                                                                          \
     " -C, -- report statistics in a machine parsable format\n"                                               \
-    " -P, -- use a pattern to verify read data\n"                                                            \
     " -q, -- quiet mode, do not show I/O statistics\n"                                                       \
-    " -r, -- accepted for compatibility\n"                                                                   \
-    " -v, -- dump buffer to standard output\n"
+    " -r, -- accepted for compatibility\n"
+#define HELP_READ_COMMON                                                                                     \
+    HELP_COMMON " -P, -- use a pattern to verify read data\n"                                                \
+                " -v, -- dump buffer to standard output\n"
+#define HELP_WRITE_COMMON                                                                                    \
+    HELP_COMMON " -P, -- use this pattern instead of 0xcd\n"                                                 \
+                " -f, -- the data is durable when the command is done\n"
+#define HELP_ZERO                                                                                            \
+    " -z, -- make the range read as zeros\n"                                                                 \
+    " -u, -- with -z, free what is allocated\n"
 
 static const char help_read[] =
     " reads a range of bytes from the given offset\n"
@@ -230,29 +113,96 @@ static const char help_aio_read[] =
     "\n"
     " What the read found is printed when it is done: before a later command, or at aio_flush or the end.\n"
     " The command succeeds once the read is under way, whatever the read finds.\n"
-    "\n" HELP_READ_COMMON " -i, -- invalid requests are not simulated: refused\n";
+    "\n" HELP_READ_COMMON " -i, -- say that an invalid request was made, and do nothing\n";
+
+static const char help_write[] =
+    " writes a range of bytes at the given offset\n"
+    "\n"
+    " Example:\n"
+    " 'write -P 1 512 1k' - writes 1 kilobyte of ones at 512 bytes into the disk\n"
+    "\n" HELP_WRITE_COMMON HELP_ZERO " -c, -- write compressed clusters\n"
+    " -n, -- with -z, allow any length\n"
+    " -p, -- accepted for compatibility\n"
+    " -s, -- write what this file contains, again and again\n"
+    " -b, -- VM state is not written: refused\n";
+
+static const char help_writev[] = " writes a range of bytes at the given offset from one buffer per length\n"
+                                  "\n"
+                                  " Example:\n"
+                                  " 'writev 512 1k 1k' - writes 2 kilobytes at 512 bytes into the disk\n"
+                                  "\n" HELP_WRITE_COMMON;
+
+static const char help_aio_write[] =
+    " starts to write a range of bytes and goes on to the next command\n"
+    "\n"
+    " The report is printed when the write is done: before a later command, or at aio_flush or the end.\n"
+    " The command succeeds once the write is under way, whatever becomes of it.\n"
+    "\n" HELP_WRITE_COMMON HELP_ZERO " -i, -- say that an invalid request was made, and do nothing\n";
+
+static const char help_discard[] = " gives the space of a range's whole clusters back\n"
+                                   "\n"
+                                   " -C, -- report statistics in a machine parsable format\n"
+                                   " -q, -- quiet mode, do not show I/O statistics\n";
+
+static const char help_truncate[] = " sets the disk's size; when it shrinks, what lies beyond is lost\n"
+                                    "\n"
+                                    " -m, -- preallocation of what is added: off\n";
+
+static const char help_open[] = " opens an image for the other commands\n"
+                                "\n"
+                                " Example:\n"
+                                " 'open -r -o driver=raw disk.raw' - opens a raw file read-only\n"
+                                "\n"
+                                " -r, -- read-only\n"
+                                " -n, -- direct I/O, short for -t none\n"
+                                " -U, -- take no lock; only with -r\n"
+                                " -t, -- the cache mode\n"
+                                " -d, -- unmap, or ignore: discards do nothing\n"
+                                " -o, -- driver=qcow2 or driver=raw\n"
+                                " -k, -i, -- accepted for compatibility\n"
+                                " -s, -C, -- refused\n";
+
+static const char help_reopen[] = " closes the image and opens it again\n"
+                                  "\n"
+                                  " -r, -- read-only\n"
+                                  " -w, -- for reading and writing\n"
+                                  " -c, -- with this cache mode\n"
+                                  " -o, -- refused\n";
+
+enum { READS = IO_NEEDS_FILE, WRITES = IO_NEEDS_FILE | IO_NEEDS_WRITING };
 
 static const struct io_command commands[] = {
-    {"aio_flush", NULL, run_aio_flush, 0, 0, NULL, "completes all outstanding aio requests", NULL},
-    {"aio_read", NULL, io_aio_read, 2, -1, "[-Ciqrv] [-P pattern] off len [len..]",
+    {"aio_flush", NULL, run_aio_flush, READS, 0, 0, NULL, "completes all outstanding aio requests", NULL},
+    {"aio_read", NULL, io_aio_read, READS, 2, -1, "[-Ciqrv] [-P pattern] off len [len..]",
      "asynchronously reads a number of bytes", help_aio_read},
-    {"aio_write", NULL, run_read_only, 0, -1, "...", "refused: the image is open read-only", NULL},
-    {"alloc", NULL, run_alloc, 1, 2, "offset [count]", "checks if offset is allocated in the file", NULL},
-    {"discard", "d", run_read_only, 0, -1, "...", "refused: the image is open read-only", NULL},
-    {"flush", "f", run_flush, 0, 0, NULL, "flush all in-core file state to disk", NULL},
-    {"help", "?", run_help, 0, 1, "[command]", "help for one or all commands", NULL},
-    {"info", "i", run_info, 0, 0, NULL, "prints information about the current file", NULL},
-    {"length", "l", run_length, 0, 0, NULL, "gets the length of the current file", NULL},
-    {"map", NULL, run_map, 0, 0, "", "prints the allocated areas of a file", NULL},
-    {"quit", "q", run_quit, 0, -1, NULL, "exit the program", NULL},
-    {"read", "r", io_read, 2, -1, "[-abCqrv] [-P pattern [-s off] [-l len]] off len",
+    {"aio_write", NULL, io_aio_write, WRITES, 2, -1, "[-Cfiqruz] [-P pattern] off len [len..]",
+     "asynchronously writes a number of bytes", help_aio_write},
+    {"alloc", NULL, io_alloc, READS, 1, 2, "offset [count]", "checks if offset is allocated in the file",
+     NULL},
+    {"close", "c", io_close, READS, 0, 0, NULL, "close the current open file", NULL},
+    {"discard", "d", io_discard, WRITES, 2, -1, "[-Cq] off len",
+     "discards a number of bytes at a specified offset", help_discard},
+    {"flush", "f", io_flush, READS, 0, 0, NULL, "flush all in-core file state to disk", NULL},
+    {"help", "?", run_help, 0, 0, 1, "[command]", "help for one or all commands", NULL},
+    {"info", "i", io_info, READS, 0, 0, NULL, "prints information about the current file", NULL},
+    {"length", "l", io_length, READS, 0, 0, NULL, "gets the length of the current file", NULL},
+    {"map", NULL, io_map, READS, 0, 0, "", "prints the allocated areas of a file", NULL},
+    {"open", "o", io_open, 0, 1, -1, "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]",
+     "open the file specified by path", help_open},
+    {"quit", "q", run_quit, 0, 0, -1, NULL, "exit the program", NULL},
+    {"read", "r", io_read, READS, 2, -1, "[-abCqrv] [-P pattern [-s off] [-l len]] off len",
      "reads a number of bytes at a specified offset", help_read},
-    {"readv", NULL, io_readv, 2, -1, "[-Cqrv] [-P pattern] off len [len..]",
+    {"readv", NULL, io_readv, READS, 2, -1, "[-Cqrv] [-P pattern] off len [len..]",
      "reads a number of bytes at a specified offset", help_readv},
-    {"sleep", NULL, run_sleep, 1, 1, "milliseconds", "waits for the given time", NULL},
-    {"truncate", "t", run_read_only, 0, -1, "...", "refused: the image is open read-only", NULL},
-    {"write", "w", run_read_only, 0, -1, "...", "refused: the image is open read-only", NULL},
-    {"writev", NULL, run_read_only, 0, -1, "...", "refused: the image is open read-only", NULL},
+    {"reopen", NULL, io_reopen, READS, 0, -1, "[(-r|-w)] [-c cache] [-o options]",
+     "reopens an image with new options", help_reopen},
+    {"sleep", NULL, run_sleep, 0, 1, 1, "milliseconds", "waits for the given time", NULL},
+    {"truncate", "t", io_truncate, WRITES, 1, 3, "[-m prealloc_mode] off",
+     "truncates the current file at the given offset", help_truncate},
+    {"write", "w", io_write, WRITES, 2, -1, "[-bcCfnqruz] [-P pattern | -s source_file] off len",
+     "writes a number of bytes at a specified offset", help_write},
+    {"writev", NULL, io_writev, WRITES, 2, -1, "[-Cfqr] [-P pattern] off len [len..]",
+     "writes a number of bytes at a specified offset", help_writev},
 };
 #define COMMAND_COUNT (sizeof(commands) / sizeof(commands[0]))
 
@@ -298,9 +248,18 @@ static int run_words(struct io_session *session, int argc, char **argv)
         fprintf(stderr, "command \"%s\" not found\n", command_quote(name, sizeof(name), argv[0]));
         return IO_FAILED;
     }
+    if (c->needs & IO_NEEDS_FILE && !session->image) {
+        fflush(stdout);
+        fprintf(stderr, "no file open, try 'help open'\n");
+        return IO_FAILED;
+    }
     const int count = argc - 1;
-    if (count >= c->operands_min && (c->operands_max < 0 || count <= c->operands_max))
-        return c->run(session, c, argc, argv);
+    if (count >= c->operands_min && (c->operands_max < 0 || count <= c->operands_max)) {
+        if (!(c->needs & IO_NEEDS_WRITING) || io_session_writes(session))
+            return c->run(session, c, argc, argv);
+        command_error(session->path, "%s: the image is open read-only", c->name);
+        return IO_FAILED;
+    }
 
     fflush(stdout);
     fprintf(stderr, "bad argument count %d to %s, expected ", count, argv[0]);
@@ -326,7 +285,7 @@ static int run_line(struct io_session *session, char *line)
     char *rest = NULL;
     for (char *word = strtok_r(line, " \t\r\n", &rest); word; word = strtok_r(NULL, " \t\r\n", &rest))
         argv[argc++] = word;
-    io_read_poll(session, false);
+    io_request_poll(session, false);
     const int ret = argc > 0 && argv[0][0] != '#' ? run_words(session, argc, argv) : IO_DONE;
     fflush(stdout);
     free(argv);
@@ -371,49 +330,67 @@ static bool run_input(struct io_session *session)
     return !failed;
 }
 
-static bool run_session(const char *path, const struct open_args *open, bool misalign, char **lines,
-                        int count)
+static bool run_session(struct io_session *session, const char *path, char **lines, int count)
 {
-    struct io_session session = {.path = path, .misalign = misalign};
-    struct scow_open_options options = open->options;
-    options.open_child = scow_open_child_any;
-    if (open_image(path, &options, &session.image) < 0)
+    if (path && io_session_open(session, path) != IO_DONE)
         return false;
-    session.disk_bytes = scow_size(session.image);
-    const bool ok = count > 0 ? run_given(&session, lines, count) : run_input(&session);
-    io_read_poll(&session, true);
-    scow_queue_destroy(session.queue);
-    scow_close(session.image);
+    bool ok = count > 0 ? run_given(session, lines, count) : run_input(session);
+    if (session->image && io_session_close(session) != IO_DONE)
+        ok = false;
+    free(session->path);
     return ok;
+}
+
+static int take_option(struct io_session *session, struct arguments *args, int key, bool *read_only)
+{
+    int choice;
+    switch (key) {
+    case 'n':
+        session->open.options.io_mode = SCOW_IO_DIRECT;
+        return 0;
+    case 'm':
+        session->misalign = true;
+        return 0;
+    case 'r':
+        *read_only = true;
+        return 0;
+    case 'd':
+        if (arguments_choice(args, "--discard", "unmap|on|ignore|off", &choice) < 0)
+            return -1;
+        session->ignore_discard = choice >= 2;
+        return 0;
+    default:
+        return open_args_take(&session->open, args, key, 't') < 0 ? -1 : 0;
+    }
 }
 
 int command_io(int argc, char **argv)
 {
     struct arguments args = {.usage = &usage};
-    struct open_args open;
-    bool misalign = false;
+    struct io_session session = {0};
+    bool read_only = false;
     int count = 0, key;
     char **const lines = calloc((size_t)argc + 1, sizeof(*lines));
     if (!lines) {
         command_error("io", "out of memory");
         return EXIT_FAILED;
     }
-    open_args_init(&open);
+    open_args_init(&session.open);
     while ((key = arguments_next(&args, argc, argv)) > 0) {
         if (key == 'c')
             lines[count++] = (char *)args.value;
-        else if (key == 'n')
-            open.options.io_mode = SCOW_IO_DIRECT;
-        else if (key == 'm')
-            misalign = true;
-        else if (key != 'r' && open_args_take(&open, &args, key, 't') < 0)
+        else if (take_option(&session, &args, key, &read_only) < 0)
             break;
     }
     int code = args.exit_code;
-    if (key == 0 && args.operand_count != 1)
+    if (key == 0 && args.operand_count > 1)
         code = arguments_error(&args, "expects one file, not %d", args.operand_count);
+    else if (key == 0 && !read_only && open_args_write(&session.open, &args) < 0)
+        code = args.exit_code;
     else if (key == 0)
-        code = run_session(args.operands[0], &open, misalign, lines, count) ? EXIT_OK : EXIT_FAILED;
+        code = run_session(&session, args.operand_count ? args.operands[0] : NULL, lines, count)
+                   ? EXIT_OK
+                   : EXIT_FAILED;
     free(lines);
     if (code == EXIT_OK && command_finish_output() != 0)
         code = EXIT_FAILED;

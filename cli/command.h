@@ -17,6 +17,8 @@ int command_check(int argc, char **argv);
 int command_dump(int argc, char **argv);
 int command_compare(int argc, char **argv);
 int command_convert(int argc, char **argv);
+int command_create(int argc, char **argv);
+int command_resize(int argc, char **argv);
 int command_io(int argc, char **argv);
 int command_bench(int argc, char **argv);
 

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,7 +11,7 @@
 
 #include "cli/chunks.h"
 #include "cli/command.h"
-#include "cli/cpus.h"
+#include "cli/first_error.h"
 #include "cli/sectors.h"
 #include "cli/zeros.h"
 
@@ -29,10 +28,7 @@ struct convert {
     struct progress *progress;
     struct chunks chunks;
     bool skip_zeros; /* what is not written reads as zeros */
-
-    pthread_mutex_t lock; /* of all below */
-    int err;
-    char error[600];
+    struct first_error error;
 };
 
 struct slot {
@@ -49,22 +45,6 @@ struct worker {
     uint32_t busy;
 };
 
-/* Keeps the first error. */
-static void set_error(struct convert *c, int err, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-static void set_error(struct convert *c, int err, const char *fmt, ...)
-{
-    va_list args;
-
-    pthread_mutex_lock(&c->lock);
-    if (!c->err) {
-        c->err = err;
-        va_start(args, fmt);
-        vsnprintf(c->error, sizeof c->error, fmt, args);
-        va_end(args);
-    }
-    pthread_mutex_unlock(&c->lock);
-}
-
 /* The other threads then run out of chunks. */
 static void stop(struct convert *c)
 {
@@ -73,8 +53,8 @@ static void stop(struct convert *c)
 
 static int write_failed(struct convert *c, int err, uint64_t off)
 {
-    set_error(c, err, "%s: error while writing at offset %" PRIu64 ": %s", c->output->path, off,
-              strerror(-err));
+    first_error_set(&c->error, err, "%s: error while writing at offset %" PRIu64 ": %s", c->output->path, off,
+                    strerror(-err));
     return err;
 }
 
@@ -107,23 +87,6 @@ static int put(struct convert *c, const char *buf, uint64_t off, uint64_t bytes,
     return err;
 }
 
-/* The end of the run of grains from from on that are all zeros, or all not. */
-static uint64_t run_end(const char *buf, uint64_t bytes, uint64_t from, bool *ret_zeros)
-{
-    uint64_t at = from;
-
-    while (at < bytes) {
-        const uint64_t grain = bytes - at < GRAIN_BYTES ? bytes - at : GRAIN_BYTES;
-        const bool zeros = zeros_all(buf + at, grain);
-        if (at == from)
-            *ret_zeros = zeros;
-        else if (zeros != *ret_zeros)
-            break;
-        at += grain;
-    }
-    return at;
-}
-
 /* Writes a chunk that was read; zeros shorter than sparse_bytes go out with the data around them. */
 static int write_chunk(struct convert *c, const struct slot *slot)
 {
@@ -135,7 +98,7 @@ static int write_chunk(struct convert *c, const struct slot *slot)
     if (!c->options->sparse_bytes)
         return put(c, slot->buf, slot->chunk.off, bytes, false);
     while (at < bytes && !err) {
-        const uint64_t end = run_end(slot->buf, bytes, at, &zeros);
+        const uint64_t end = zeros_run_end(slot->buf, bytes, at, GRAIN_BYTES, &zeros);
         if (zeros && (end - at >= c->options->sparse_bytes || (at == 0 && end == bytes))) {
             if (data_from < at)
                 err = put(c, slot->buf + data_from, slot->chunk.off + data_from, at - data_from, false);
@@ -152,8 +115,8 @@ static int write_chunk(struct convert *c, const struct slot *slot)
 
 static void read_failed(struct worker *w, const struct slot *slot, int err, const char *error)
 {
-    set_error(w->convert, err, "%s: error while reading at offset %" PRIu64 ": %s", w->convert->options->path,
-              slot->chunk.off, error && *error ? error : strerror(-err));
+    first_error_set(&w->convert->error, err, "%s: error while reading at offset %" PRIu64 ": %s",
+                    w->convert->options->path, slot->chunk.off, error && *error ? error : strerror(-err));
     stop(w->convert);
 }
 
@@ -218,8 +181,8 @@ static void *work(void *arg)
     }
     if (err) {
         stop(w->convert);
-        set_error(w->convert, err, "%s: %s", w->convert->options->path,
-                  *scow_error() ? scow_error() : strerror(-err));
+        first_error_set(&w->convert->error, err, "%s: %s", w->convert->options->path,
+                        *scow_error() ? scow_error() : strerror(-err));
     }
     return NULL;
 }
@@ -236,12 +199,12 @@ static int worker_init(struct worker *w, struct convert *c)
             break;
     }
     if (!w->slots || !w->slots[c->options->in_flight - 1].buf) {
-        set_error(c, -ENOMEM, "out of memory");
+        first_error_set(&c->error, -ENOMEM, "out of memory");
         return -ENOMEM;
     }
     err = scow_queue_create(c->image, NULL, &w->queue);
     if (err)
-        set_error(c, err, "%s: %s", c->options->path, scow_error());
+        first_error_set(&c->error, err, "%s: %s", c->options->path, scow_error());
     return err;
 }
 
@@ -262,7 +225,7 @@ static void run_workers(struct convert *c, struct worker *workers)
     while (inited == c->options->threads && started < inited) {
         const int err = pthread_create(&workers[started].thread, NULL, work, &workers[started]);
         if (err) {
-            set_error(c, -err, "could not start a thread: %s", strerror(err));
+            first_error_set(&c->error, -err, "could not start a thread: %s", strerror(err));
             stop(c);
             break;
         }
@@ -295,7 +258,7 @@ int convert_run(struct scow_image *image, struct output *output, uint64_t base_o
         command_error(options->path, "out of memory");
         return -ENOMEM;
     }
-    pthread_mutex_init(&c.lock, NULL);
+    first_error_init(&c.error);
     if (!output->reads_zero) {
         c.chunks.zero = zero_range;
         c.chunks.zero_ctx = &c;
@@ -303,12 +266,11 @@ int convert_run(struct scow_image *image, struct output *output, uint64_t base_o
     chunks_init(&c.chunks);
     run_workers(&c, workers);
     if (c.chunks.err)
-        set_error(&c, c.chunks.err, "%s: where its data is cannot be read: %s", options->path,
-                  c.chunks.error);
-    if (c.err)
-        command_error(NULL, "%s", c.error);
+        first_error_set(&c.error, c.chunks.err, "%s: where its data is cannot be read: %s", options->path,
+                        c.chunks.error);
+    const int err = first_error_report(&c.error);
     chunks_destroy(&c.chunks);
-    pthread_mutex_destroy(&c.lock);
+    first_error_destroy(&c.error);
     free(workers);
-    return c.err;
+    return err;
 }

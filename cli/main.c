@@ -6,12 +6,14 @@
 #include "cli/command.h"
 
 static const struct command commands[] = {
+    {"create", "make a new image", command_create},
     {"info", "facts about an image, its snapshots and its chain", command_info},
     {"map", "where each part of the disk lies, as text, JSON or a picture", command_map},
     {"check", "check an image's metadata", command_check},
     {"dump", "decoded metadata: header, L1, L2, refcounts and the rest", command_dump},
     {"compare", "compare what two images contain", command_compare},
-    {"convert", "copy an image's content into a raw file or device", command_convert},
+    {"convert", "copy images' content into a qcow2 image, a raw file or a device", command_convert},
+    {"resize", "change the size of the disk in an image", command_resize},
     {"io", "single requests in qemu-io's syntax", command_io},
     {"bench", "measure requests per second and latency", command_bench},
 };
@@ -21,7 +23,7 @@ static const struct command commands[] = {
 static void print_usage(FILE *out)
 {
     fprintf(out, "Usage: shardcow COMMAND [OPTION]... FILE...\n"
-                 "Read qcow2 and raw disk images, on many threads at once.\n\nCommands:\n");
+                 "Read and write qcow2 disk images, on many threads at once.\n\nCommands:\n");
     for (size_t i = 0; i < COMMAND_COUNT; i++)
         fprintf(out, "  %-10s%s\n", commands[i].name, commands[i].summary);
     fprintf(out, "\nOptions:\n"

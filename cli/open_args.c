@@ -29,7 +29,7 @@ int open_args_format(struct arguments *args, enum scow_format *ret_format)
 
 int open_args_cache(struct arguments *args, const char *option, enum scow_io_mode *ret_mode)
 {
-    /* For a reader qemu's modes differ in O_DIRECT alone. */
+    /* What a flush and a close do is open_args_cache_writethrough()'s matter. */
     static const enum scow_io_mode modes[] = {
         SCOW_IO_AUTO,     SCOW_IO_DIRECT,   SCOW_IO_DIRECT,   SCOW_IO_DIRECT,
         SCOW_IO_BUFFERED, SCOW_IO_BUFFERED, SCOW_IO_BUFFERED, SCOW_IO_BUFFERED,
@@ -40,6 +40,23 @@ int open_args_cache(struct arguments *args, const char *option, enum scow_io_mod
                          &index))
         return -1;
     *ret_mode = modes[index];
+    return 0;
+}
+
+bool open_args_cache_writethrough(const char *mode)
+{
+    return !strcmp(mode, "writethrough") || !strcmp(mode, "directsync");
+}
+
+int open_args_write(struct open_args *open, struct arguments *args)
+{
+    if (open->options.flags & SCOW_OPEN_NO_LOCK) {
+        arguments_error(args, "-U (--force-share) is for reading only");
+        return -1;
+    }
+    open->options.flags |= SCOW_OPEN_WRITE;
+    if (open->writethrough)
+        open->options.flags |= SCOW_OPEN_WRITETHROUGH;
     return 0;
 }
 
@@ -81,8 +98,10 @@ static int take_slice_bytes(struct open_args *open, struct arguments *args)
 
 int open_args_take(struct open_args *open, struct arguments *args, int key, int cache_letter)
 {
-    if (key == cache_letter)
+    if (key == cache_letter) {
+        open->writethrough = open_args_cache_writethrough(args->value);
         return open_args_cache(args, "--cache", &open->options.io_mode) ? -1 : 1;
+    }
     switch (key) {
     case 'f':
         open->format_given = true;
@@ -150,7 +169,9 @@ void open_hint_backing_format(const char *image_path, const char *backing_name)
 static void open_hint(const char *path, const struct scow_open_options *options,
                       const struct child_watch *watch, int err)
 {
-    if (err == -EAGAIN && !(options->flags & SCOW_OPEN_NO_LOCK))
+    if (err == -EAGAIN && options->flags & SCOW_OPEN_WRITE)
+        command_hint("another program has the image open; stop it first");
+    else if (err == -EAGAIN && !(options->flags & SCOW_OPEN_NO_LOCK))
         command_hint("a program has the image open for writing; stop it, or read with -U (--force-share) and "
                      "expect inconsistent data");
     else if (watch->format_missing)
@@ -189,5 +210,14 @@ int open_image(const char *path, const struct scow_open_options *options, struct
     } else {
         tell_backend(*ret_image, options);
     }
+    return err;
+}
+
+int close_image(struct scow_image *image, const char *path)
+{
+    const int err = scow_close(image);
+
+    if (err)
+        command_library_error(path, err);
     return err;
 }

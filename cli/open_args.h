@@ -3,6 +3,8 @@
 #ifndef CLI_OPEN_ARGS_H
 #define CLI_OPEN_ARGS_H
 
+#include <stdbool.h>
+
 #include "shardcow.h"
 #include "cli/arguments.h"
 
@@ -44,6 +46,7 @@ enum {
 struct open_args {
     struct scow_open_options options;
     bool format_given;
+    bool writethrough; /* of the cache mode; in options.flags only once the image is to be written */
 };
 
 /* qcow2, locked, direct where possible, no child files (open_child NULL). */
@@ -60,9 +63,20 @@ int open_args_format(struct arguments *args, enum scow_format *ret_format);
  * writethrough, unsafe, buffered → buffered; auto → auto. Reports and returns -1 otherwise. */
 int open_args_cache(struct arguments *args, const char *option, enum scow_io_mode *ret_mode);
 
+/* Whether a cache mode makes every write durable at once: writethrough and directsync do. */
+bool open_args_cache_writethrough(const char *mode);
+
+/* Makes the options a writer's. Reports and returns -1, with args->exit_code set, where they are for readers
+ * only. */
+int open_args_write(struct open_args *open, struct arguments *args);
+
 /* scow_open() with the error reported and, where there is one, a hint at what to do. 0 or a negative errno.
  */
 int open_image(const char *path, const struct scow_open_options *options, struct scow_image **ret_image);
+
+/* scow_close() with the error reported: what was written may be incomplete. NULL is allowed. 0 or a negative
+ * errno. */
+int close_image(struct scow_image *image, const char *path);
 
 /* The hint for a backing file whose format its image does not record. */
 void open_hint_backing_format(const char *image_path, const char *backing_name);

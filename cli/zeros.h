@@ -18,4 +18,20 @@ static inline bool zeros_all(const void *buf, size_t bytes)
     return bytes <= head || !memcmp(buf, (const char *)buf + head, bytes - head);
 }
 
+/* The end of the run of grains from at on that are all zeros, or all not: *ret_zeros says which. */
+static inline size_t zeros_run_end(const char *buf, size_t bytes, size_t at, size_t grain_bytes,
+                                   bool *ret_zeros)
+{
+    for (size_t from = at; at < bytes;) {
+        const size_t grain = bytes - at < grain_bytes ? bytes - at : grain_bytes;
+        const bool zeros = zeros_all(buf + at, grain);
+        if (at == from)
+            *ret_zeros = zeros;
+        else if (zeros != *ret_zeros)
+            break;
+        at += grain;
+    }
+    return at;
+}
+
 #endif

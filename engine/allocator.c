@@ -206,6 +206,19 @@ int allocator_write_header(struct allocator *a)
     return r;
 }
 
+int allocator_mark(struct allocator *a)
+{
+    int r;
+
+    if (a->marked || a->layer->header.version < 3)
+        return 0;
+    a->marked = true;
+    r = allocator_write_header(a);
+    if (r < 0)
+        a->marked = false;
+    return r;
+}
+
 /* ---- the turn ---- */
 
 static bool finish_ios(struct allocator *a)
@@ -271,7 +284,8 @@ static bool allocator_has_mail(struct loop *loop)
     struct allocator *a = container_of(loop, struct allocator, loop);
     const uint32_t end = atomic_load_explicit(&a->image->queues_end, memory_order_acquire);
     bool any = !list_empty(&a->done) || atomic_load_explicit(&a->corruption, memory_order_relaxed) ||
-               atomic_load_explicit(&a->commit.wanted, memory_order_relaxed);
+               (atomic_load_explicit(&a->commit.wanted, memory_order_relaxed) && commit_idle(a) &&
+                !control_holds_commits(a));
 
     for (uint32_t i = 0; i < a->image->shard_count && !any; i++)
         any = !spsc_empty(&a->image->shards[i].link.to_allocator);
@@ -339,6 +353,18 @@ static int create_memory(struct allocator *a)
     return 0;
 }
 
+/* Space behind the last cluster in use, that was there before, is somebody's; perhaps its refcounts are
+ * wrong. */
+static int find_kept_end(struct allocator *a)
+{
+    uint64_t used_end;
+    const int r = refcounts_used_end(&a->refcounts, &used_end);
+
+    if (r == 0 && used_end << a->layer->header.cluster_bits < a->file_end)
+        a->kept_end = a->file_end;
+    return r;
+}
+
 static int read_header_block(struct allocator *a)
 {
     const struct map_root *root = atomic_load_explicit(&a->layer->root, memory_order_relaxed);
@@ -368,6 +394,8 @@ int allocator_create(struct scow_image *image, struct allocator **ret)
     r = create_memory(a);
     if (r == 0)
         r = refcounts_open(&a->refcounts, a->layer);
+    if (r == 0)
+        r = find_kept_end(a);
     if (r == 0)
         r = read_header_block(a);
     if (r == 0)

@@ -56,10 +56,13 @@ struct counts_machine {
     bool contiguous_in_pass;
     struct lease contiguous; /* the answer */
     int32_t contiguous_status;
-    bool wanted;       /* a pass is to be made though nobody wants clusters */
-    uint64_t passes;   /* completed without an error */
-    uint64_t failures; /* in a row */
-    uint64_t since_ns; /* when counts first became dirty */
+    bool wanted;           /* a pass is to be made though nobody wants clusters */
+    uint64_t passes;       /* completed without an error */
+    uint64_t failures;     /* in a row, for want of anything but space */
+    uint64_t failed;       /* passes that failed, ever */
+    int32_t error;         /* of the last one */
+    uint64_t fresh_before; /* refcounts.fresh as the pass began */
+    uint64_t since_ns;     /* when counts first became dirty */
 };
 
 enum commit_state {
@@ -94,7 +97,10 @@ struct commit_machine {
     struct freed_list freed; /* by this commit, and by ones that failed */
     _Atomic bool wanted;     /* any thread: the cache is full of dirty slices */
     uint64_t last_ns;
-    uint32_t failures; /* in a row */
+    uint32_t failures;      /* in a row */
+    uint64_t failed;        /* ever */
+    uint64_t counts_failed; /* COMMIT_COUNTS: as it began */
+    int32_t lost;           /* of a sync that failed with nobody waiting for it */
 };
 
 /* Clusters that lost their references in a commit. */
@@ -148,6 +154,8 @@ struct control_machine {
     struct request *request;
     uint32_t notes_out;
     int32_t status;
+    uint64_t counts_failed, commits_failed; /* as the request found them */
+    bool in_hand;                           /* some shard has clusters that nothing names yet */
     uint64_t counts_pass;
     uint64_t new_l1_count;
 };
@@ -170,6 +178,7 @@ struct allocator {
     struct control_machine control;
 
     struct lease own;        /* for L2 tables */
+    uint64_t kept_end;       /* the file is never cut off below: space of unknown use that it had at open */
     uint64_t file_end;       /* the file's size, all below is allocated or a hole */
     bool cannot_allocate;    /* no fallocate: extended by truncation */
     _Atomic bool corruption; /* reported, not yet in the header */
@@ -248,10 +257,15 @@ uint64_t counts_request(struct allocator *a);
 /* Write the header as the layer and the refcount table have it, and the mark; durable when it returns.
  * Blocking. */
 int allocator_write_header(struct allocator *a);
+/* See to it that the header says that clusters may leak: before any is leased, or loses a reference.
+ * Blocking. */
+int allocator_mark(struct allocator *a);
 
 bool commit_idle(const struct allocator *a);
 bool commit_is_dirty(const struct allocator *a);
 /* An L1 entry changes, in memory now and on disk with the next commit. */
+/* A sync of the file has failed that no flush waits for. */
+void commit_sync_failed(struct allocator *a, int err);
 /* A shard has answered a phase. */
 void commit_answered(struct allocator *a, struct note *note);
 void commit_set_l1(struct allocator *a, uint64_t l1_index, uint64_t entry);
@@ -264,6 +278,7 @@ bool freed_waits(const struct allocator *a);
 /* A reference that no commit has to make durable is gone. */
 void freed_lower(struct allocator *a, uint64_t cluster);
 
+bool tables_idle(const struct allocator *a);
 bool control_holds_leases(const struct allocator *a);
 bool control_holds_commits(const struct allocator *a);
 void control_answered(struct allocator *a, struct note *note);

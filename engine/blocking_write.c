@@ -234,7 +234,7 @@ static int shrink(struct scow_image *image, struct scow_queue *q, uint64_t bytes
     if (layer->header.snapshot_count)
         return error_set(-ENOTSUP, "an image with internal snapshots cannot be shrunk");
     if (from < old)
-        ret = run_range(q, REQUEST_DISCARD, from, old - from, 0);
+        ret = run_range(q, REQUEST_DISCARD, from, old - from, REQUEST_DROP);
     if (ret == 0)
         ret = run(q, REQUEST_FLUSH, 0, NULL, 0, 0);
     if (ret == 0)

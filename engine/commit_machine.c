@@ -46,11 +46,30 @@ void commit_set_l1(struct allocator *a, uint64_t l1_index, uint64_t entry)
 
 /* ---- the end ---- */
 
+void commit_sync_failed(struct allocator *a, int err)
+{
+    a->commit.lost = err;
+    allocator_mutate(a);
+}
+
+/* A sync that failed with nobody waiting has used up the kernel's only report of lost data: the next flush
+ * gets it. */
+static int take_lost(struct commit_machine *m, int status)
+{
+    const int lost = m->lost;
+
+    if (list_empty(&m->joined) || !lost)
+        return status;
+    m->lost = 0;
+    return status < 0 ? status : lost;
+}
+
 static void answer_joined(struct allocator *a, int status)
 {
     char text[REQUEST_ERROR_BYTES] = "";
     struct list_node *n;
 
+    status = take_lost(&a->commit, status);
     if (status < 0)
         snprintf(text, sizeof text, "flush: metadata or data could not be made durable: %s",
                  strerror(-status));
@@ -105,6 +124,7 @@ static void finish(struct allocator *a)
             a->l1_dirty_from = none ? m->l1_from : MIN(a->l1_dirty_from, m->l1_from);
             a->l1_dirty_to = none ? m->l1_to : MAX(a->l1_dirty_to, m->l1_to);
         }
+        m->failed++;
         if (++m->failures >= FAILURES_MAX)
             allocator_give_up(a, m->status);
     }
@@ -127,8 +147,11 @@ static void sync_done(struct allocator *a, struct allocator_io *io)
 {
     struct commit_machine *m = &a->commit;
 
-    if (io->io.result < 0)
+    if (io->io.result < 0) {
         fail(m, io->io.result);
+        if (list_empty(&m->joined))
+            commit_sync_failed(a, io->io.result);
+    }
     if (--m->syncs_out == 0)
         go_on(a);
 }
@@ -273,7 +296,7 @@ static void go_on(struct allocator *a)
 {
     struct commit_machine *m = &a->commit;
 
-    if (m->status < 0) {
+    if (m->status < 0 && m->state != COMMIT_DONE) {
         finish(a);
         return;
     }
@@ -313,6 +336,25 @@ static void go_on(struct allocator *a)
     }
 }
 
+/* Whatever becomes of this commit: what is raised once stays so. What cannot be raised fails it, and is kept.
+ */
+static void raise_counts(struct allocator *a, struct raised_list *list)
+{
+    struct commit_machine *m = &a->commit;
+    uint32_t kept = 0;
+
+    for (uint32_t i = 0; i < list->count; i++) {
+        const int r = refcounts_change(&a->refcounts, list->items[i].cluster, (int64_t)list->items[i].by);
+
+        if (r < 0) {
+            fail(m, r);
+            list->items[kept++] = list->items[i];
+        }
+        m->raised = true;
+    }
+    list->count = kept;
+}
+
 /* What the shards handed over with their copies. */
 static void collect(struct allocator *a)
 {
@@ -328,15 +370,7 @@ static void collect(struct allocator *a)
         m->sync_needed |= note->sync_needed;
         m->any_copy |= note->any;
         (void)freed_move(&m->freed, &note->freed); /* or with the next commit */
-        for (uint32_t k = 0; k < note->raised.count && m->status == 0; k++) {
-            const int r = refcounts_change(&a->refcounts, note->raised.items[k].cluster,
-                                           (int64_t)note->raised.items[k].by);
-
-            if (r < 0)
-                fail(m, r);
-            m->raised = true;
-        }
-        note->raised.count = 0;
+        raise_counts(a, &note->raised);
     }
     if (!GUARD(I4))
         (void)freed_give(a, &m->freed);
@@ -354,6 +388,7 @@ void commit_answered(struct allocator *a, struct note *note)
         collect(a);
         if (m->raised && m->status == 0) {
             m->state = COMMIT_COUNTS;
+            m->counts_failed = a->counts.failed;
             m->counts_pass = counts_request(a);
             return;
         }
@@ -381,8 +416,10 @@ static void begin(struct allocator *a)
     m->joined = list_take(&m->waiting);
     atomic_store_explicit(&m->wanted, false, memory_order_release);
     m->status = a->broken;
+    if (m->status == 0 && commit_is_dirty(a))
+        m->status = allocator_mark(a);
     m->state = COMMIT_COPY;
-    m->sync_needed = m->any_copy = m->raised = m->synced1 = m->l1_early = m->any_synced_l1 = false;
+    m->sync_needed = m->any_copy = m->synced1 = m->l1_early = m->any_synced_l1 = false;
     m->own_mutated = counter_get(&a->mutated);
     copy_l1(a);
     (void)freed_move(&m->freed, &a->own_freed);
@@ -409,6 +446,12 @@ bool commit_step(struct allocator *a)
     const bool wanted = atomic_load_explicit(&m->wanted, memory_order_acquire);
 
     if (m->state == COMMIT_COUNTS && a->counts.passes >= m->counts_pass) {
+        m->raised = false;
+        go_on(a);
+        return true;
+    }
+    if (m->state == COMMIT_COUNTS && a->counts.failed != m->counts_failed) {
+        fail(m, a->counts.error);
         go_on(a);
         return true;
     }

@@ -2,6 +2,7 @@
 /* What is done on request with the other machines at rest: leaving the file complete, and growing. */
 #include <endian.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,6 +58,7 @@ static void start_return(struct allocator *a)
 
     m->state = CONTROL_RETURN;
     m->status = 0;
+    m->in_hand = false;
     m->notes_out = a->image->shard_count;
     for (uint32_t i = 0; i < a->image->shard_count; i++) {
         a->commit.notes[i].kind = NOTE_RETURN;
@@ -70,6 +72,7 @@ void control_answered(struct allocator *a, struct note *note)
 
     if (note->status < 0 && m->status == 0)
         m->status = note->status;
+    m->in_hand |= note->any;
     lower_list(a, &note->freed);
     if (--m->notes_out)
         return;
@@ -84,49 +87,64 @@ static void finish_quiesce(struct allocator *a)
 {
     struct control_machine *m = &a->control;
     const uint32_t bits = a->layer->header.cluster_bits;
-    uint64_t used_end;
+    uint64_t used_end = 0;
     int r = m->status;
 
     if (r == 0 && !a->layer->file->block_device) {
         r = refcounts_used_end(&a->refcounts, &used_end);
+        used_end = MAX(used_end, div_round_up(a->kept_end, a->layer->header.cluster_bytes));
         if (r == 0 && used_end << bits < a->file_end) {
             r = file_truncate(a->layer->file, used_end << bits);
+            if (r == 0) /* without the mark nobody would look for what a crash brings back */
+                r = file_sync(a->layer->file);
             if (r == 0) {
                 a->file_end = used_end << bits;
                 a->refcounts.fresh = used_end;
             }
         }
     }
-    if (r == 0 && a->marked) {
+    /* Against the rule there are writes in flight: their clusters could leak, so the mark stays. */
+    if (r == 0 && a->marked && !m->in_hand) {
         a->marked = false;
         r = allocator_write_header(a);
     }
     end(a, r, error_message());
 }
 
+/* No I/O of the allocator's is in flight: the loop may end. */
+static bool is_at_rest(const struct allocator *a)
+{
+    return a->broken || (counts_idle(a) && commit_idle(a) && !a->freed.punches_busy && tables_idle(a));
+}
+
+/* What has gone wrong since the request began; NULL: nothing. */
+static const char *failure(const struct allocator *a)
+{
+    const struct control_machine *m = &a->control;
+
+    if (atomic_load_explicit(&a->image->write_error, memory_order_relaxed))
+        return "the image's metadata could not be written";
+    if (a->counts.failed != m->counts_failed)
+        return "refcounts could not be written";
+    return a->commit.failed != m->commits_failed ? "a commit of metadata failed" : NULL;
+}
+
 static bool quiesce_step(struct allocator *a)
 {
     struct control_machine *m = &a->control;
-    const bool given_up = atomic_load_explicit(&a->image->write_error, memory_order_relaxed);
 
-    if (given_up) {
-        end(a, -EIO, "the image's metadata could not be written");
+    if (m->state == CONTROL_RETURN)
+        return false;
+    if (failure(a)) {
+        if (!is_at_rest(a))
+            return false;
+        end(a, -EIO, failure(a));
         return true;
     }
     if (m->state == CONTROL_COUNTS) {
-        if (a->counts.failures) {
-            end(a, -EIO, "refcounts could not be written");
-            return true;
-        }
         if (a->counts.passes < m->counts_pass)
             return false;
         finish_quiesce(a);
-        return true;
-    }
-    if (m->state != CONTROL_COMMIT)
-        return false;
-    if (a->commit.failures) {
-        end(a, a->commit.status ? a->commit.status : -EIO, "a commit of metadata failed");
         return true;
     }
     if (commit_is_dirty(a) || a->own_freed.count) {
@@ -138,7 +156,7 @@ static bool quiesce_step(struct allocator *a)
         }
         return false;
     }
-    if (!commit_idle(a) || !counts_idle(a) || !freed_idle(a) || a->commit.freed.count)
+    if (!is_at_rest(a) || !freed_idle(a) || a->commit.freed.count)
         return false;
     start_return(a);
     return true;
@@ -177,6 +195,9 @@ static int set_l1(struct allocator *a, uint64_t off, uint64_t count)
     if (r < 0) {
         h->l1_off = old_off;
         h->l1_count = old_count;
+        /* The disk may name the new table: commits would write to one that nobody reads. */
+        if (allocator_write_header(a) < 0)
+            allocator_give_up(a, r);
     }
     return r;
 }
@@ -204,8 +225,14 @@ static void move_l1(struct allocator *a)
     if (r == 0 && GUARD(I6))
         r = set_l1(a, first << bits, m->new_l1_count);
     if (r < 0) {
-        /* The header may be on disk or not: the clusters stay taken, a leak at worst. */
-        end(a, r, error_message());
+        char text[REQUEST_ERROR_BYTES];
+
+        snprintf(text, sizeof text, "%s", error_message());
+        /* Once writing is given up the disk may name the new table: it stays taken. */
+        for (uint64_t i = 0;
+             i < clusters && !atomic_load_explicit(&a->image->write_error, memory_order_relaxed); i++)
+            freed_lower(a, first + i);
+        end(a, r, text);
         return;
     }
     if (old_clusters)
@@ -245,10 +272,12 @@ static void set_size(struct allocator *a)
 
     h->virtual_bytes = a->control.request->off;
     r = allocator_write_header(a);
-    if (r < 0)
+    if (r < 0) {
         h->virtual_bytes = old;
-    else
+        (void)allocator_write_header(a); /* the disk may have the new size */
+    } else {
         atomic_store_explicit(&layer->virtual_bytes, h->virtual_bytes, memory_order_release);
+    }
     end(a, r, error_message());
 }
 
@@ -276,6 +305,8 @@ bool control_step(struct allocator *a)
     if (!n)
         return false;
     m->request = container_of(n, struct request, node);
+    m->counts_failed = a->counts.failed;
+    m->commits_failed = a->commit.failed;
     if (m->request->kind == REQUEST_QUIESCE)
         m->state = CONTROL_COMMIT;
     else if (m->request->flags & GROW_SIZE)

@@ -90,6 +90,11 @@ static void end_pass(struct allocator *a, int status)
 
     m->state = COUNTS_IDLE;
     settle_pass(a, status);
+    refcounts_synced(&a->refcounts, status == 0);
+    if (status < 0) {
+        m->failed++;
+        m->error = status;
+    }
     if (status == 0) {
         m->passes++;
         m->failures = 0;
@@ -156,6 +161,8 @@ static void synced(struct allocator *a, struct allocator_io *io)
 
     if (r == 0)
         r = write_table_and_header(a);
+    if (r < 0)
+        commit_sync_failed(a, r);
     end_pass(a, r);
 }
 
@@ -236,6 +243,7 @@ static void no_space(struct allocator *a)
 
     if (m->frugal) {
         end_pass(a, -ENOSPC);
+        refcounts_unmake(&a->refcounts, m->fresh_before);
         return;
     }
     m->frugal = true;
@@ -246,12 +254,17 @@ static void no_space(struct allocator *a)
         undo_lease(a, &note->lease);
         list_push(&m->wanting, n);
     }
-    if (m->own_in_pass)
+    const bool own = m->own_in_pass;
+
+    if (own)
         undo_lease(a, &m->own_new);
     m->own_in_pass = false;
     if (m->contiguous_in_pass)
         undo_lease(a, &m->contiguous);
+    m->own_wanted |= own;
     m->contiguous_in_pass = false;
+    m->wanted = true;
+    refcounts_unmake(&a->refcounts, m->fresh_before);
 }
 
 static void extended(struct allocator *a, struct allocator_io *io)
@@ -388,7 +401,7 @@ static void take_own(struct allocator *a)
 {
     struct counts_machine *m = &a->counts;
 
-    if (m->own_wanted) {
+    if (m->own_wanted && !control_holds_leases(a)) {
         m->own_wanted = false;
         m->own_status = take(a, m->frugal ? 1 : OWN_LEASE, false, &m->own_new);
         m->own_in_pass = m->own_status == 0;
@@ -406,9 +419,9 @@ static bool pass_is_due(const struct allocator *a)
     const struct counts_machine *m = &a->counts;
     const uint64_t interval = a->image->options.commit_interval_ms * 1000000ull;
 
-    if (m->wanted || m->own_wanted || m->want_contiguous)
+    if (m->wanted || m->want_contiguous)
         return true;
-    if (!list_empty(&m->wanting) && !control_holds_leases(a))
+    if ((m->own_wanted || !list_empty(&m->wanting)) && !control_holds_leases(a))
         return true;
     return a->refcounts.dirty_count && env_now_ns(a->image->env) - m->since_ns >= interval;
 }
@@ -421,12 +434,10 @@ bool counts_step(struct allocator *a)
         return false;
     m->status = 0;
     m->wanted = false;
-    if (!a->marked && a->layer->header.version >= 3 && !control_holds_leases(a)) {
-        a->marked = true;
-        m->status = allocator_write_header(a);
-        if (m->status < 0)
-            a->marked = false;
-    }
+    m->fresh_before = a->refcounts.fresh;
+    a->refcounts.made_count = 0;
+    if (!control_holds_leases(a))
+        m->status = allocator_mark(a);
     if (m->status < 0) {
         struct list_node *n;
 

@@ -109,8 +109,10 @@ static bool answer_drains(struct allocator *a)
 
 void freed_lower(struct allocator *a, uint64_t cluster)
 {
+    const bool clean = !a->refcounts.dirty_count;
+
     (void)refcounts_change(&a->refcounts, cluster, -1); /* damaged counts are the check's business */
-    if (a->refcounts.dirty_count == 1)
+    if (clean)
         a->counts.since_ns = env_now_ns(a->image->env);
 }
 

@@ -60,7 +60,7 @@ enum note_kind {
     NOTE_COPY,   /* copy the dirty slices. Answer: mutated, sync_needed, freed, raised */
     NOTE_WRITE,  /* write the copies. Answer: status */
     NOTE_DONE,   /* the commit is durable, or (status) has failed: slices are clean, or dirty again */
-    NOTE_RETURN, /* give unused clusters back. Answer: freed */
+    NOTE_RETURN, /* give unused clusters back. Answer: freed; any: others are in hand */
 };
 
 struct note {

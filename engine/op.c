@@ -121,7 +121,8 @@ void op_end(struct shard *s, struct op *op)
 void op_fail(struct shard *s, struct op *op, int err, const char *text)
 {
     op->error = err;
-    snprintf(op->request->error, REQUEST_ERROR_BYTES, "%s", text);
+    if (text != op->request->error)
+        snprintf(op->request->error, REQUEST_ERROR_BYTES, "%s", text);
     if (op->allocated) { /* never named by anything, but perhaps half written */
         freed_add(&s->freed, op->host_first, op->cluster_count);
         op->allocated = false;
@@ -142,6 +143,7 @@ void ops_break_down(struct shard *s, int err, const char *text)
             shard_answer(s, s->ops[i].request, err, text);
             s->ops[i].request = NULL;
         }
+    s->pack.waiting = s->pack.packed = (struct list){0};
     while ((n = list_pop(&s->queued_requests)))
         shard_answer(s, container_of(n, struct request, node), err, text);
     for (size_t i = 0; i < ARRAY_COUNT(lists); i++)
@@ -188,7 +190,8 @@ static bool needs_no_table(const struct op *op)
 {
     if (op->request->kind == REQUEST_WRITE)
         return false;
-    if (op->request->kind == REQUEST_DISCARD && op->layer->header.version < 3)
+    if (op->request->kind == REQUEST_DISCARD &&
+        (op->layer->header.version < 3 || op->request->flags & REQUEST_DROP))
         return true;
     return !op->layer->backing || op->pos >= op->layer->backing->virtual_bytes;
 }
@@ -454,6 +457,10 @@ void op_read_done(struct shard *s, struct request *r)
     struct op *op = r->user_data;
     struct list_node *n;
 
+    if (unlikely(!op->request)) { /* answered when the backend failed */
+        queue_release(s->reader, r);
+        return;
+    }
     if (r->result < 0 && !op->error) {
         op->error = r->result;
         snprintf(op->request->error, REQUEST_ERROR_BYTES, "copy on write: %.200s",
@@ -495,6 +502,8 @@ void op_io_done(struct shard *s, struct io *io)
     struct op *op = container_of(io, struct op, io);
 
     op->has_io = false;
+    if (unlikely(!op->request)) /* answered when the backend failed */
+        return;
     if (op->step == OP_READ) {
         if (io->result < 0 && !op->error) {
             op->error = io->result;

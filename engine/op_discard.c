@@ -21,7 +21,8 @@ static bool may_unmap(const struct op *op)
 
 static bool backing_covers(const struct op *op, uint64_t cluster_off)
 {
-    return op->layer->backing && cluster_off < op->layer->backing->virtual_bytes;
+    return op->layer->backing && cluster_off < op->layer->backing->virtual_bytes &&
+           !(op->request->flags & REQUEST_DROP);
 }
 
 static bool reads_as_zeros(const struct op *op, const struct cluster_view *v, uint64_t off, uint32_t mask)
@@ -58,7 +59,8 @@ static bool zero_plain(struct shard *s, struct op *op, uint64_t off, const struc
     const bool old_version = op->layer->header.version < 3;
     const bool discard = op->request->kind == REQUEST_DISCARD;
     const bool has_host = v->kind == ENTRY_NORMAL || v->kind == ENTRY_ZERO_ALLOCATED;
-    uint64_t entry = op->layer->backing || !discard ? ENTRY_ZERO : 0;
+    uint64_t entry =
+        (op->layer->backing && !(op->request->flags & REQUEST_DROP)) || !discard ? ENTRY_ZERO : 0;
 
     if (old_version && backing_covers(op, off))
         return discard; /* no way to say zeros: a discard does nothing */

@@ -10,6 +10,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "engine/layer_open.h"
+#include "engine/refcounts.h"
 #include "engine/repair.h"
 #include "format/limits.h"
 
@@ -42,6 +43,64 @@ static int settle_files(struct scow_image *image)
     return r;
 }
 
+static int write_counts(struct layer *layer, struct refcounts *rc)
+{
+    uint8_t *const buffer = aligned_alloc(4096, round_up(rc->slice_bytes, 4096));
+    uint64_t off, slice;
+    uint32_t bytes;
+    int r = buffer ? 0 : error_set(-ENOMEM, "out of memory");
+
+    while (r == 0 && refcounts_next_write(rc, buffer, &off, &bytes, &slice)) {
+        r = file_write(layer->file, buffer, bytes, off);
+        refcounts_written(rc, slice, r == 0, off, bytes);
+    }
+    free(buffer);
+    return r == 0 ? file_sync(layer->file) : r;
+}
+
+/*
+ * A power cut can keep counts of leased clusters and lose the extension of the file that they lie in. No
+ * check looks there, but the next extension would make leaks of them.
+ */
+static int drop_counts_beyond(struct layer *layer, struct refcounts *rc, uint64_t first, uint64_t end)
+{
+    int r = 0;
+
+    for (uint64_t c = first; c < end && r == 0; c++) {
+        uint64_t count = 0;
+
+        r = refcounts_get(rc, c, &count);
+        if (r == 0 && count)
+            r = refcounts_change(rc, c, -(int64_t)count);
+    }
+    return r == 0 && rc->dirty_count ? write_counts(layer, rc) : r;
+}
+
+/* What was preallocated and never used goes back to the host. */
+static int cut_off(struct layer *layer)
+{
+    const uint32_t bits = layer->header.cluster_bits;
+    const uint64_t file_end = div_round_up(layer->file->bytes, layer->header.cluster_bytes);
+    struct refcounts rc;
+    uint64_t end = 0;
+    int r;
+
+    if (layer->file->block_device)
+        return 0;
+    r = refcounts_open(&rc, layer);
+    if (r == 0)
+        r = refcounts_used_end(&rc, &end);
+    if (r == 0 && end > file_end)
+        r = drop_counts_beyond(layer, &rc, file_end, end);
+    if (r == 0)
+        r = refcounts_used_end(&rc, &end);
+    refcounts_close(&rc);
+    if (r < 0 || end << bits >= layer->file->bytes)
+        return r;
+    r = file_truncate(layer->file, end << bits);
+    return r == 0 ? file_sync(layer->file) : r; /* before the mark goes */
+}
+
 /* What an earlier writer left behind. */
 static int recover(struct scow_image *image)
 {
@@ -66,7 +125,8 @@ static int recover(struct scow_image *image)
                       file_name(layer->file), result.corruptions + result.check_errors);
     if (r < 0)
         return error_prefix(r, "recovery");
-    return layer_reload(layer);
+    r = layer_reload(layer);
+    return r == 0 ? cut_off(layer) : r;
 }
 
 /* Bits whose features this writer does not keep up to date. The mark of a crash goes too: its leaks are

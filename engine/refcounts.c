@@ -51,7 +51,7 @@ static void evict_slice(struct refcounts *rc)
 
         rc->hand = rc->hand + 1 < rc->cached_count ? rc->hand + 1 : 0;
         s = rc->cached[rc->hand];
-        if (is_dirty(s) || s->writing)
+        if (is_dirty(s) || s->writing || s->unsynced_from != s->unsynced_to)
             continue;
         if (s->referenced) {
             s->referenced = false;
@@ -216,6 +216,8 @@ static int create_block(struct refcounts *rc, uint64_t block, uint64_t cluster)
     }
     if (cluster >= rc->fresh)
         rc->fresh = cluster + 1;
+    if (rc->made_count < REFCOUNTS_MADE)
+        rc->made[rc->made_count++] = block;
     return 0;
 }
 
@@ -458,6 +460,10 @@ bool refcounts_next_write(struct refcounts *rc, uint8_t *buffer, uint64_t *ret_o
                    s->index % rc->slices_per_block * rc->slice_bytes + from;
         *ret_slice = s->index;
         memcpy(buffer, s->counts + from, *ret_bytes);
+        if (s->unsynced_from == s->unsynced_to)
+            s->unsynced_from = s->dirty_from;
+        s->unsynced_from = MIN(s->unsynced_from, s->dirty_from);
+        s->unsynced_to = MAX(s->unsynced_to, s->dirty_to);
         s->dirty_from = s->dirty_to = 0;
         s->writing++;
         rc->dirty_count--;
@@ -476,6 +482,55 @@ void refcounts_written(struct refcounts *rc, uint64_t slice, bool written, uint6
     s->writing--;
     if (!written)
         mark_dirty(rc, s, (uint32_t)(off - start), (uint32_t)(off - start) + bytes);
+}
+
+void refcounts_synced(struct refcounts *rc, bool durable)
+{
+    for (uint32_t i = 0; i < rc->cached_count; i++) {
+        struct refcount_slice *s = rc->cached[i];
+
+        if (!durable && s->unsynced_from != s->unsynced_to)
+            mark_dirty(rc, s, s->unsynced_from, s->unsynced_to);
+        s->unsynced_from = s->unsynced_to = 0;
+    }
+}
+
+static bool counts_only_itself(const struct refcounts *rc, uint64_t block)
+{
+    uint64_t sum = 0;
+
+    for (uint32_t k = 0; k < rc->slices_per_block; k++) {
+        const struct refcount_slice *s = rc->slices[block * rc->slices_per_block + k];
+
+        for (uint32_t i = 0; s && i < rc->slice_counts; i++)
+            sum += refcount_get(s->counts, rc->order, i);
+    }
+    return sum == 1;
+}
+
+void refcounts_unmake(struct refcounts *rc, uint64_t fresh)
+{
+    const uint64_t per_block = counts_per_block(rc);
+
+    for (uint32_t m = rc->made_count; m-- > 0;) {
+        const uint64_t block = rc->made[m];
+
+        if (rc->table_moved || !counts_only_itself(rc, block)) {
+            fresh = MAX(fresh, block * per_block + 1);
+            continue;
+        }
+        rc->table[block] = 0;
+        for (uint32_t at = rc->cached_count; at-- > 0;)
+            if (rc->cached[at]->index / rc->slices_per_block == block) {
+                rc->dirty_count -= is_dirty(rc->cached[at]);
+                forget_slice(rc, at);
+            }
+        rc->cursor = MIN(rc->cursor, block * per_block);
+    }
+    rc->made_count = 0;
+    if (rc->table_moved)
+        fresh = MAX(fresh, (rc->table_off >> rc->layer->header.cluster_bits) + rc->table_clusters);
+    rc->fresh = MIN(rc->fresh, fresh);
 }
 
 /* ---- opening ---- */

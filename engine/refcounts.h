@@ -20,9 +20,12 @@ struct refcount_slice {
     uint64_t index;                /* of the slice: block × slices per block + number within the block */
     uint8_t *counts;               /* as on disk */
     uint32_t dirty_from, dirty_to; /* bytes changed since last written; from == to: none */
-    uint32_t writing;              /* writes in flight */
+    uint32_t unsynced_from, unsynced_to; /* bytes written since the last sync */
+    uint32_t writing;                    /* writes in flight */
     bool referenced;
 };
+
+#define REFCOUNTS_MADE 16u
 
 struct refcounts {
     struct layer *layer;
@@ -47,6 +50,10 @@ struct refcounts {
     struct refcount_slice **cached; /* a bounded number */
     uint32_t cached_count, cached_max, hand;
     uint32_t dirty_count; /* slices with something dirty */
+
+    /* Blocks made since the allocator last reset the count, as far as there is room. */
+    uint64_t made[REFCOUNTS_MADE];
+    uint32_t made_count;
 
     uint64_t cursor; /* every cluster below it is in use */
     uint64_t fresh;  /* clusters from it on were never used and lie past what was the end of the file */
@@ -81,5 +88,12 @@ int refcounts_used_end(struct refcounts *rc, uint64_t *ret);
 bool refcounts_next_write(struct refcounts *rc, uint8_t *buffer, uint64_t *ret_off, uint32_t *ret_bytes,
                           uint64_t *ret_slice);
 void refcounts_written(struct refcounts *rc, uint64_t slice, bool written, uint64_t off, uint32_t bytes);
+
+/* What was written since the last time is durable, or may not be: then it is dirty again. */
+void refcounts_synced(struct refcounts *rc, bool durable);
+
+/* There is no space for the blocks that were made: forget those that count only themselves, and let clusters
+ * from fresh on be fresh again as far as no block is there. Nothing of them is being written. */
+void refcounts_unmake(struct refcounts *rc, uint64_t fresh);
 
 #endif

@@ -41,6 +41,10 @@ enum request_kind {
 
 #define REQUEST_ERROR_BYTES 256
 
+/* In request.flags besides SCOW_REQ_*: a discard of what is about to lie beyond the end. It need not read as
+ * zeros. */
+#define REQUEST_DROP (1u << 7)
+
 /* A question to a slice's owner and its answer. */
 struct lookup {
     struct layer *layer;

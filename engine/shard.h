@@ -152,7 +152,7 @@ static inline bool shard_reserve_freed(struct shard *s, struct op *op, uint32_t 
     if (!freed_reserve(&s->freed, s->freed_reserved + runs))
         return false;
     s->freed_reserved += runs;
-    op->reserved = runs;
+    op->reserved += runs;
     return true;
 }
 

@@ -147,9 +147,20 @@ static void return_lease(struct shard *s, struct lease *l)
     l->clusters = 0;
 }
 
+/* Clusters that are taken and not yet named by an entry. */
+static bool has_clusters_in_hand(const struct shard *s)
+{
+    bool any = s->pack.busy || !list_empty(&s->pack.waiting);
+
+    for (uint32_t i = 0; i < SHARD_OPS && !any; i++)
+        any = s->ops[i].request && s->ops[i].allocated;
+    return any;
+}
+
 static void shard_return_leases(struct shard *s, struct note *note)
 {
     note->status = 0;
+    note->any = has_clusters_in_hand(s);
     if (!freed_reserve(&s->lease_note.freed, 2 * LEASE_EXTENTS) || !pack_leave(s, &s->lease_note.freed) ||
         !freed_reserve(&s->lease_note.freed, 2 * LEASE_EXTENTS)) {
         note->status = -ENOMEM;

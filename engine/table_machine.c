@@ -142,6 +142,14 @@ static bool take_note(struct allocator *a, struct note *note)
     return true;
 }
 
+bool tables_idle(const struct allocator *a)
+{
+    for (uint32_t i = 0; i < TABLES; i++)
+        if (a->tables[i].busy)
+            return false;
+    return true;
+}
+
 bool tables_step(struct allocator *a)
 {
     struct list waiting = list_take(&a->tables_waiting);

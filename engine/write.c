@@ -224,7 +224,8 @@ static void raw_discard(struct scow_queue *q, struct request *r)
 
     if (r->flags & SCOW_REQ_FUA)
         r->needs_commit = true;
-    start_plain(q, r, unmap ? IO_PUNCH : IO_ZERO);
+    if (r->bytes)
+        start_plain(q, r, unmap ? IO_PUNCH : IO_ZERO);
     write_part_done(q, r);
 }
 

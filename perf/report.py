@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: MIT
 """The figures of the README: shardcow beside the raw file and beside qemu-img, each pair in one run.
 
-    perf/report.py [--build DIR] [--dir DIR]... [--mib N] [--seconds S] [SECTION...]
+    perf/report.py [--build DIR] [--dir DIR]... [--mib N] [--seconds S] [--rounds N] [SECTION...]
 
-Sections: hits, qemu, null, misses, convert; default: all. A --dir is a folder to measure in (default:
-/dev/shm and the build folder); each needs about four times --mib of room. Everything is a ratio within one
-run, because machines differ and shared ones are noisy; medians of alternating rounds.
+Sections: hits, qemu, null, misses, convert; overwrites, allocating, sequential, flushes, group, beside, or
+writes for these six; default: all. A --dir is a folder to measure in (default: /dev/shm and the build
+folder); each needs about four times --mib of room, for beside 17 GiB on a disk. Everything is a ratio within
+one run, because machines differ and shared ones are noisy; medians of alternating rounds.
 """
 
 import argparse
@@ -20,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+import writes
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -167,7 +170,7 @@ def copy_some(tree, target, limit):
 
 
 def main():
-    sections = ("hits", "qemu", "null", "misses", "convert")
+    reads = ("hits", "qemu", "null", "misses", "convert")
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", default=os.path.join(ROOT, "build"))
@@ -177,15 +180,18 @@ def main():
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("section", nargs="*", default=[])
     options = parser.parse_args()
-    if set(options.section) - set(sections):
-        parser.error(f"sections are {', '.join(sections)}")
-    report = Report(options)
+    sections = []
+    for section in options.section or (*reads, "writes"):
+        sections += writes.SECTIONS if section == "writes" else [section]
+    if set(sections) - {*reads, *writes.SECTIONS}:
+        parser.error(f"sections are {', '.join((*reads, *writes.SECTIONS))} and writes")
+    report, write_report = Report(options), writes.Writes(options)
     print(f"{machine()}\n")
     for place in options.dir or ["/dev/shm", options.build]:
         print(f"In {place}:\n\n| what | ratio | spread | |\n| --- | --- | --- | --- |", flush=True)
         with tempfile.TemporaryDirectory(dir=place, prefix="shardcow-report-") as folder:
-            for section in options.section or sections:
-                getattr(report, section)(folder)
+            for section in sections:
+                getattr(report if section in reads else write_report, section)(folder)
                 sys.stdout.flush()
         print()
 

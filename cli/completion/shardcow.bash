@@ -1,19 +1,28 @@
 # SPDX-License-Identifier: MIT
 # Bash completion for shardcow. Options come from each command's --help, so that they cannot differ from it.
 
+_shardcow_create_keys=(backing_file= backing_fmt= cluster_size= compat= compression_type= data_file=
+    data_file_raw= extended_l2= lazy_refcounts= preallocation= refcount_bits= size=)
+
 _shardcow_values()
 {
     case $1 in
-    -f | --format | -F | --second-format) echo qcow2 raw ;;
-    -O | --output-format) echo raw ;;
+    -f | --format | -F | --second-format | --backing-format) echo qcow2 raw ;;
+    -O | --output-format) echo qcow2 raw ;;
+    -r | --repair) [[ $2 == check ]] && echo leaks all ;;
+    -d | --discard) [[ $2 == io ]] && echo unmap ignore ;;
+    --preallocation) echo off ;;
     --backend) echo auto io_uring threads null ;;
     -t | -T | --cache | --target-cache) echo auto none directsync writeback writethrough unsafe ;;
-    --rw) echo randread read ;;
+    --rw) echo randread read randwrite write randrw rw ;;
     --output)
         case $2 in
         map | bench) echo human json svg ;;
         *) echo human json ;;
         esac
+        ;;
+    -o | --options)
+        [[ $2 == create || $2 == convert || $2 == bench ]] && echo help "${_shardcow_create_keys[@]}"
         ;;
     esac
 }
@@ -22,7 +31,7 @@ _shardcow()
 {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
     local command=${COMP_WORDS[1]} program=${COMP_WORDS[0]} values
-    local commands="info map check dump compare convert io bench help"
+    local commands="create info map check dump compare convert resize io bench help"
     local sections="header extensions features l1 l2 reftable refcounts snapshots bitmaps all"
 
     COMPREPLY=()

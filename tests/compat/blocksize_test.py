@@ -92,7 +92,7 @@ class Reads:
                 data = f.read(512)
                 commands += ["-c", f"read -v {off} 512"]
                 wanted += [f"{off + at:08x}:  {data[at:at + 16].hex(' ')}" for at in range(0, 512, 16)]
-        r = run([self.options.shardcow, "io", *shared, *commands, path], cwd=folder)
+        r = run([self.options.shardcow, "io", "-r", *shared, *commands, path], cwd=folder)
         got = [line[:line.index(":") + 3 + 47] for line in r.out.splitlines()
                if re.match(r"[0-9a-f]{8,}:  ", line)]
         self.results.check(r.code == 0 and got == wanted, f"{label}: single sectors", r)
