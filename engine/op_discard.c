@@ -106,12 +106,21 @@ static bool is_raw(const struct op *op)
     return op->layer->has_data_file && op->layer->header.autoclear & AUTOCLEAR_DATA_FILE_RAW;
 }
 
-/* The whole clusters at pos, of the data file: its own space is given back, or zeroed, before the entries say
- * so. True when that is done. */
-static bool data_file_zeroed(struct shard *s, struct op *op, uint64_t end)
+static uint64_t whole_clusters_end(const struct op *op)
 {
-    if (op->zeroed_to >= end)
-        return true;
+    const uint32_t cluster_bytes = op->layer->header.cluster_bytes;
+
+    if (op->end >= op->layer->virtual_bytes)
+        return op->end;
+    return round_down(op->end, cluster_bytes);
+}
+
+/* The whole clusters at pos, of the data file: its own space is given back, or zeroed, before the entries say
+ * so. */
+static void start_data_file_zeroing(struct shard *s, struct op *op)
+{
+    const uint64_t end = whole_clusters_end(op);
+
     op->io = (struct io){.kind = may_unmap(op) ? IO_PUNCH : IO_ZERO,
                          .role = ROLE_OP,
                          .file = op->layer->data_file,
@@ -121,7 +130,6 @@ static bool data_file_zeroed(struct shard *s, struct op *op, uint64_t end)
     op->zeroing = true;
     op->has_io = true;
     backend_prepare(s->loop.backend, &op->io);
-    return false;
 }
 
 /* What became of it. */
@@ -147,15 +155,6 @@ static enum zero_step data_file_result(struct shard *s, struct op *op, uint64_t 
 }
 
 /* ---- a step ---- */
-
-static uint64_t whole_clusters_end(const struct op *op)
-{
-    const uint32_t cluster_bytes = op->layer->header.cluster_bytes;
-
-    if (op->end >= op->layer->virtual_bytes)
-        return op->end;
-    return round_down(op->end, cluster_bytes);
-}
 
 /* What part of the cluster at pos is not whole: skipped, or its zeros written. */
 static enum zero_step partial(struct op *op, const struct cluster_view *v, uint32_t unit, uint64_t *ret_end)
@@ -208,9 +207,15 @@ static enum zero_step one_cluster(struct shard *s, struct op *op, uint64_t *ret_
     return ZERO_DONE;
 }
 
+/* The op stands before whole clusters of a data file, whose content has to go first. */
+static bool needs_data_file_zeroed(const struct op *op)
+{
+    return (is_raw(op) || (op->layer->has_data_file && may_unmap(op))) && op->zeroed_to <= op->pos &&
+           !(op->pos & (op->layer->header.cluster_bytes - 1)) && op->pos < whole_clusters_end(op);
+}
+
 enum zero_step op_zero_step(struct shard *s, struct op *op, uint64_t *ret_end)
 {
-    const uint32_t cluster_bytes = op->layer->header.cluster_bytes;
     uint32_t n = 0;
 
     if (op->zeroing) {
@@ -220,14 +225,14 @@ enum zero_step op_zero_step(struct shard *s, struct op *op, uint64_t *ret_end)
             return step;
         if (is_raw(op))
             op->pos = op->zeroed_to;
-    } else if ((is_raw(op) || (op->layer->has_data_file && may_unmap(op))) &&
-               !(op->pos & (cluster_bytes - 1)) && op->pos < whole_clusters_end(op) &&
-               !data_file_zeroed(s, op, whole_clusters_end(op))) {
-        return ZERO_WAITS;
     }
     while (op->pos < op->end && n++ < STEP_CLUSTERS) {
         enum zero_step step;
 
+        if (needs_data_file_zeroed(op)) {
+            start_data_file_zeroing(s, op);
+            return ZERO_WAITS;
+        }
         shard_unreserve_freed(s, op);
         if (!shard_reserve_freed(s, op, 2)) {
             op_fail(s, op, -ENOMEM, "out of memory");

@@ -147,7 +147,9 @@ static int place(struct shard *s, struct op *op)
 
     if (!first && p->at - p->buffer_off + bytes + cluster_bytes(s) > p->buffer_bytes)
         return 0;
-    if (!raised_reserve(&s->raised, 2 * (p->packed_count + 1)) || !freed_reserve(&p->passed, 8))
+    shard_unreserve_freed(s, op); /* it may have been here before */
+    if (!shard_reserve_freed(s, op, 1) || !raised_reserve(&s->raised, 2 * (p->packed_count + 1)) ||
+        !freed_reserve(&p->passed, 8))
         return -ENOMEM;
     r = make_room(s, bytes);
     if (r <= 0)
