@@ -4,11 +4,17 @@
  * reaches the disk. It runs several small machines side by side, each a step function that moves on when what
  * it waits for has come:
  *
- *   counts    leases and everything else that changes refcounts: extend the file → write counts → sync →
- * table and header, each synced, if they changed → grant (counts_machine.c; I1, I6) commit    copies of the
- * shards' dirty slices: copy → sync → write → sync → L1 → sync (commit_machine.c; I2, I3, I7) tables    makes
- * and copies L2 tables (table_machine.c) freed     commit → drain → punch → lower the count (freed_machine.c;
- * I4, I5) quiesce, grow   on request, with the others at rest (control_machine.c)
+ * - counts (counts_machine.c): leases and all else that changes refcounts. Extend the file → write counts →
+ *   sync → table and header, each synced, if they changed → grant. I1, I6.
+ *
+ * - commit (commit_machine.c): what the shards changed. They copy → sync → they write → sync → L1 → sync. I2,
+ *   I3, I7.
+ *
+ * - tables (table_machine.c): makes and copies L2 tables.
+ *
+ * - freed (freed_machine.c): commit → drain → punch → lower the count. I4, I5.
+ *
+ * - control (control_machine.c): quiesce and grow, on request, with the others at rest.
  */
 #ifndef ENGINE_ALLOCATOR_H
 #define ENGINE_ALLOCATOR_H
@@ -25,7 +31,7 @@
 #include "engine/shard.h"
 #include "io/loop.h"
 
-/* An I/O of the allocator's: done_fn continues its machine. */
+/* An I/O of the allocator's; done continues its machine. */
 struct allocator;
 struct allocator_io {
     struct io io;
@@ -56,7 +62,7 @@ struct counts_machine {
     bool contiguous_in_pass;
     struct lease contiguous; /* the answer */
     int32_t contiguous_status;
-    bool wanted;           /* a pass is to be made though nobody wants clusters */
+    uint64_t wanted_pass;  /* passes are to be made until they are so many, though nobody wants clusters */
     uint64_t passes;       /* completed without an error */
     uint64_t failures;     /* in a row, for want of anything but space */
     uint64_t failed;       /* passes that failed, ever */
@@ -184,7 +190,6 @@ struct allocator {
     _Atomic bool corruption; /* reported, not yet in the header */
     bool marked;             /* the header says that the image is in use */
     uint8_t *header_block;   /* the header's first block, for writing */
-    uint8_t *zero_cluster;
 
     /* L1 as it is on disk, big-endian, for as many entries as there may be; and which differ in memory. */
     uint64_t *l1_durable;
@@ -263,11 +268,11 @@ int allocator_mark(struct allocator *a);
 
 bool commit_idle(const struct allocator *a);
 bool commit_is_dirty(const struct allocator *a);
-/* An L1 entry changes, in memory now and on disk with the next commit. */
 /* A sync of the file has failed that no flush waits for. */
 void commit_sync_failed(struct allocator *a, int err);
 /* A shard has answered a phase. */
 void commit_answered(struct allocator *a, struct note *note);
+/* An L1 entry changes, in memory now and on disk with the next commit. */
 void commit_set_l1(struct allocator *a, uint64_t l1_index, uint64_t entry);
 
 bool freed_idle(const struct allocator *a);

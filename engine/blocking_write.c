@@ -213,6 +213,10 @@ static int grow(struct scow_image *image, struct scow_queue *q, uint64_t bytes)
         return error_set(-ENOTSUP,
                          "a version 2 image cannot grow over a longer backing file: it has no way to say "
                          "that the new space reads as zeros");
+    if (layer->header.version < 3 && layer->header.snapshot_count)
+        return error_set(-ENOTSUP,
+                         "a version 2 image with internal snapshots cannot change its size: its snapshots do "
+                         "not record theirs");
     ret = run(q, REQUEST_GROW, bytes, NULL, 0, GROW_L1);
     if (ret == 0 && layer->data_file != layer->file && layer->data_file->bytes < bytes) {
         ret = file_truncate(layer->data_file, bytes);

@@ -336,6 +336,23 @@ static void go_on(struct allocator *a)
     }
 }
 
+/* After the shards have copied: they may know L1 entries that were set meanwhile, and what they freed by them
+ * is not to be free before L1 says so too (I4). */
+static void copy_own(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+    const struct map_root *root = atomic_load_explicit(&a->layer->root, memory_order_relaxed);
+
+    m->own_mutated = counter_get(&a->mutated);
+    (void)freed_move(&m->freed, &a->own_freed);
+    m->any_l1 = a->l1_dirty_from != a->l1_dirty_to;
+    m->l1_from = a->l1_dirty_from;
+    m->l1_to = a->l1_dirty_to;
+    for (uint32_t i = m->l1_from; i < m->l1_to; i++)
+        m->l1_copy[i - m->l1_from] = htobe64(atomic_load_explicit(&root->l1[i], memory_order_relaxed));
+    a->l1_dirty_from = a->l1_dirty_to = 0;
+}
+
 /* Whatever becomes of this commit: what is raised once stays so. What cannot be raised fails it, and is kept.
  */
 static void raise_counts(struct allocator *a, struct raised_list *list)
@@ -372,6 +389,7 @@ static void collect(struct allocator *a)
         (void)freed_move(&m->freed, &note->freed); /* or with the next commit */
         raise_counts(a, &note->raised);
     }
+    copy_own(a);
     if (!GUARD(I4))
         (void)freed_give(a, &m->freed);
 }
@@ -396,19 +414,6 @@ void commit_answered(struct allocator *a, struct note *note)
     go_on(a);
 }
 
-static void copy_l1(struct allocator *a)
-{
-    struct commit_machine *m = &a->commit;
-    const struct map_root *root = atomic_load_explicit(&a->layer->root, memory_order_relaxed);
-
-    m->any_l1 = a->l1_dirty_from != a->l1_dirty_to;
-    m->l1_from = a->l1_dirty_from;
-    m->l1_to = a->l1_dirty_to;
-    for (uint32_t i = m->l1_from; i < m->l1_to; i++)
-        m->l1_copy[i - m->l1_from] = htobe64(atomic_load_explicit(&root->l1[i], memory_order_relaxed));
-    a->l1_dirty_from = a->l1_dirty_to = 0;
-}
-
 static void begin(struct allocator *a)
 {
     struct commit_machine *m = &a->commit;
@@ -419,10 +424,7 @@ static void begin(struct allocator *a)
     if (m->status == 0 && commit_is_dirty(a))
         m->status = allocator_mark(a);
     m->state = COMMIT_COPY;
-    m->sync_needed = m->any_copy = m->synced1 = m->l1_early = m->any_synced_l1 = false;
-    m->own_mutated = counter_get(&a->mutated);
-    copy_l1(a);
-    (void)freed_move(&m->freed, &a->own_freed);
+    m->any_l1 = m->sync_needed = m->any_copy = m->synced1 = m->l1_early = m->any_synced_l1 = false;
     for (uint32_t i = 0; i < a->image->shard_count; i++) {
         const struct shard *s = &a->image->shards[i];
 
@@ -435,8 +437,10 @@ static void begin(struct allocator *a)
         m->notes_out++;
         allocator_send_note(a, i, &m->notes[i]);
     }
-    if (!m->notes_out)
+    if (!m->notes_out) {
+        copy_own(a);
         go_on(a);
+    }
 }
 
 bool commit_step(struct allocator *a)

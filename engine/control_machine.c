@@ -79,6 +79,7 @@ void control_answered(struct allocator *a, struct note *note)
     lower_own(a);
     atomic_store_explicit(&a->leased, 0, memory_order_relaxed);
     m->state = CONTROL_COUNTS;
+    m->counts_failed = a->counts.failed;
     m->counts_pass = counts_request(a);
 }
 
@@ -90,6 +91,8 @@ static void finish_quiesce(struct allocator *a)
     uint64_t used_end = 0;
     int r = m->status;
 
+    if (r == 0 && a->layer->data_file != a->layer->file) /* the pass before has synced the image itself */
+        r = file_sync(a->layer->data_file);
     if (r == 0 && !a->layer->file->block_device) {
         r = refcounts_used_end(&a->refcounts, &used_end);
         used_end = MAX(used_end, div_round_up(a->kept_end, a->layer->header.cluster_bytes));
@@ -124,7 +127,7 @@ static const char *failure(const struct allocator *a)
 
     if (atomic_load_explicit(&a->image->write_error, memory_order_relaxed))
         return "the image's metadata could not be written";
-    if (a->counts.failed != m->counts_failed)
+    if (m->state == CONTROL_COUNTS && a->counts.failed != m->counts_failed)
         return "refcounts could not be written";
     return a->commit.failed != m->commits_failed ? "a commit of metadata failed" : NULL;
 }
@@ -305,7 +308,6 @@ bool control_step(struct allocator *a)
     if (!n)
         return false;
     m->request = container_of(n, struct request, node);
-    m->counts_failed = a->counts.failed;
     m->commits_failed = a->commit.failed;
     if (m->request->kind == REQUEST_QUIESCE)
         m->state = CONTROL_COMMIT;

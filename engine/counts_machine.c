@@ -30,8 +30,8 @@ bool counts_idle(const struct allocator *a)
 
 uint64_t counts_request(struct allocator *a)
 {
-    a->counts.wanted = true;
-    return a->counts.passes + (counts_idle(a) ? 1 : 2);
+    a->counts.wanted_pass = a->counts.passes + (counts_idle(a) ? 1 : 2);
+    return a->counts.wanted_pass;
 }
 
 /* ---- the end of a pass ---- */
@@ -94,6 +94,7 @@ static void end_pass(struct allocator *a, int status)
     if (status < 0) {
         m->failed++;
         m->error = status;
+        m->wanted_pass = m->passes; /* whoever waits sees that it failed */
     }
     if (status == 0) {
         m->passes++;
@@ -263,7 +264,7 @@ static void no_space(struct allocator *a)
         undo_lease(a, &m->contiguous);
     m->own_wanted |= own;
     m->contiguous_in_pass = false;
-    m->wanted = true;
+    m->wanted_pass = MAX(m->wanted_pass, m->passes + 1);
     refcounts_unmake(&a->refcounts, m->fresh_before);
 }
 
@@ -419,7 +420,7 @@ static bool pass_is_due(const struct allocator *a)
     const struct counts_machine *m = &a->counts;
     const uint64_t interval = a->image->options.commit_interval_ms * 1000000ull;
 
-    if (m->wanted || m->want_contiguous)
+    if (m->passes < m->wanted_pass || m->want_contiguous)
         return true;
     if ((m->own_wanted || !list_empty(&m->wanting)) && !control_holds_leases(a))
         return true;
@@ -433,7 +434,6 @@ bool counts_step(struct allocator *a)
     if (m->state != COUNTS_IDLE || !pass_is_due(a))
         return false;
     m->status = 0;
-    m->wanted = false;
     m->fresh_before = a->refcounts.fresh;
     a->refcounts.made_count = 0;
     if (!control_holds_leases(a))

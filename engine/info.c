@@ -70,8 +70,13 @@ SCOW_PUBLIC int scow_get_info(const struct scow_image *image, struct scow_info *
     info.virtual_size = layer->virtual_bytes;
     info.file_bytes = layer->file->bytes;
     info.allocated_bytes = layer->file->allocated_bytes;
-    if (layer->format == SCOW_FORMAT_QCOW2)
+    if (layer->format == SCOW_FORMAT_QCOW2) {
+        pthread_mutex_t *lock = &((struct scow_image *)image)->lock;
+
+        pthread_mutex_lock(lock); /* the allocator changes what moves */
         fill_header(layer, &info);
+        pthread_mutex_unlock(lock);
+    }
     info.direct = layer->file->direct;
     info.io_align = layer->file->io_align;
     info.mem_align = layer->file->mem_align;

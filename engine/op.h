@@ -3,13 +3,21 @@
  * An op: one part of a write-side request at the owner of its slice, from arrival to answer. The part lies
  * within one slice; its op works through it chunk by chunk.
  *
- *   FIND     the slice is needed in a slot, its table writable: waits for a load, for the allocator, for a
- * slot QUEUED   pins the slot and stands in the slice's line: waits for every earlier op that touches one of
- * its clusters (the in-flight table) CHUNK    decides what comes next by the entries: in place, or into new
- * clusters; waits for a lease ALONE    writes part of a block in place: waits until no queue writes in place
- * in this slice BUFFER   needs one: waits for it READ     copy on write: reads what surrounds the data, or
- * the edges of a block DATA     one write then the entries are published and the next chunk begins; after the
- * last the request is answered
+ * - FIND: the slice is needed in a slot, its table writable. Waits for a load, for the allocator, for a slot.
+ *
+ * - QUEUED: pins the slot and stands in the slice's line. Waits for every earlier op that touches one of its
+ *   clusters (the in-flight table).
+ *
+ * - CHUNK: decides what comes next by the entries: in place, or into new clusters. Waits for a lease.
+ *
+ * - ALONE: writes part of a block in place. Waits until no queue writes in place in this slice.
+ *
+ * - BUFFER: needs one. Waits for it.
+ *
+ * - READ: copy on write: reads what surrounds the data, or the edges of a block.
+ *
+ * - DATA: one write. Then the entries are published and the next chunk begins; after the last the request is
+ *   answered.
  *
  * An op waits for slots only while it holds nothing, for a lease or a buffer only while every holder of one
  * can go on without: nobody waits in a circle.
@@ -104,9 +112,14 @@ void op_end(struct shard *s, struct op *op);
 void op_fail(struct shard *s, struct op *op, int err, const char *text);
 void op_release_buffer(struct shard *s, struct op *op);
 
-/* The next chunk of a discard or a write_zeroes. True when there is data (zeros) to write as a chunk up to
- * *ret_end; false when it has all been said in entries, or the op waits or has ended. */
-enum zero_step { ZERO_WRITE, ZERO_DONE, ZERO_WAITS };
+/* What op_zero_step() leaves to be done. */
+enum zero_step {
+    ZERO_WRITE, /* zeros are to be written as a chunk, up to *ret_end */
+    ZERO_DONE,  /* this much is said in entries: the op goes on at its position */
+    ZERO_WAITS, /* nothing: the op waits, or has ended */
+};
+
+/* The next chunk of a discard or a write_zeroes. */
 enum zero_step op_zero_step(struct shard *s, struct op *op, uint64_t *ret_end);
 
 #endif

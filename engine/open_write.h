@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What opening for writing does beyond opening: recovery, and making the header say that somebody writes. */
+/* What opening for writing does beyond opening: recovery, and clearing autoclear bits. */
 #ifndef ENGINE_OPEN_WRITE_H
 #define ENGINE_OPEN_WRITE_H
 

@@ -2,11 +2,15 @@
 /*
  * Top to bottom, a read is:
  *
- *   read_walk        take the next part of the request, from the top layer
- *   resolve          where is it? cached lookups layer by layer; a miss is a message and the walk goes on in
- *   read_answered      when the owner's answer comes
- *   start_part       by the run's kind: zeros at once, a transfer from the file, a transfer that waits for a
- * cluster read_io_done     a transfer ends; the last one completes the request
+ * - read_walk: take the next part of the request, from the top layer.
+ *
+ * - resolve: where is it? Cached lookups layer by layer; a miss is a message, and the walk goes on in
+ *   read_answered() when the owner's answer comes.
+ *
+ * - start_part: by the run's kind: zeros at once, a transfer from the file, a transfer that waits for a
+ * cluster.
+ *
+ * - read_io_done: a transfer ends; the last one completes the request.
  *
  * A part that cannot start because a pool is empty leaves its run in the request (run_known) and the request
  * on the starved list: what is resolved is never resolved again, so every answer of a shard moves its request

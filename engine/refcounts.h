@@ -82,8 +82,7 @@ int refcounts_used_end(struct refcounts *rc, uint64_t *ret);
 
 /*
  * The next piece of dirty counts: copied to buffer (of slice_bytes, aligned), with its place in the file, and
- * clean from now on. False when nothing is dirty. refcounts_redo() takes a piece back that could not be
- * written.
+ * clean from now on. False when nothing is dirty. refcounts_written() says what became of it.
  */
 bool refcounts_next_write(struct refcounts *rc, uint8_t *buffer, uint64_t *ret_off, uint32_t *ret_bytes,
                           uint64_t *ret_slice);

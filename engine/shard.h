@@ -146,7 +146,7 @@ static inline void shard_mutate(struct shard *s)
     atomic_store_explicit(&s->mutated, counter_get(&s->mutated) + 1, memory_order_release);
 }
 
-/* Room in the freed list for runs that the op will add; given back by freed_unreserve(). */
+/* Room in the freed list for runs that the op will add; given back by shard_unreserve_freed(). */
 static inline bool shard_reserve_freed(struct shard *s, struct op *op, uint32_t runs)
 {
     if (!freed_reserve(&s->freed, s->freed_reserved + runs))

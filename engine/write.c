@@ -2,11 +2,15 @@
 /*
  * Top to bottom, a write is:
  *
- *   write_walk       take the next part of the request
- *   start_in_place   its cluster is mapped, its own, and the mapping is cached: one I/O, here. Else
- *   ask_owner        the owner of the slice does the part (op.c), while nothing of the request is in flight
- * here write_answered   the walk goes on behind it finish           durable, if that was asked: with the next
- * commit, unless the I/O itself was
+ * - write_walk: take the next part of the request.
+ *
+ * - start_in_place: its cluster is mapped, its own, and the mapping is cached: one I/O, here. Else
+ *
+ * - ask_owner: the owner of the slice does the part (op.c), while nothing of the request is in flight here.
+ *
+ * - write_answered: the walk goes on behind it.
+ *
+ * - finish: durable, if that was asked: with the next commit, unless the I/O itself was.
  *
  * A part that is at its owner is not counted in an I/O epoch: the owner may have to wait for one to drain.
  */
@@ -177,8 +181,10 @@ static enum started start_compressed(struct scow_queue *q, struct request *r)
     if (r->pending > 1)
         return NOT_HERE; /* first what is in flight */
     err = deflate_cluster(&q->deflated, layer, &r->buffer, r->walked, bytes, &r->packed, &r->packed_bytes);
-    if (err == -EAGAIN)
+    if (err == -EAGAIN) { /* they may all be with ops that wait for an epoch to end */
+        leave_epoch(q, r);
         return STARVED;
+    }
     if (err < 0)
         r->result = err;
     return NOT_HERE;
@@ -262,6 +268,8 @@ void write_part_done(struct scow_queue *q, struct request *r)
 static void walk_parts(struct scow_queue *q, struct request *r)
 {
     r->owner_waits = false;
+    if (unlikely(r->epoch_bucket == EPOCH_NOT_COUNTED)) /* it was starved */
+        r->epoch_bucket = epoch_enter(&q->epoch);
     while (r->walked < r->bytes && !r->result) {
         const enum started how = r->kind != REQUEST_WRITE         ? NOT_HERE
                                  : r->flags & SCOW_REQ_COMPRESSED ? start_compressed(q, r)

@@ -175,7 +175,8 @@ struct scow_open_options {
  * Nothing is probed. Read-only, nothing is changed, not even the dirty bit; images with the dirty or the
  * corrupt bit are opened; scow_get_info() tells. With SCOW_OPEN_WRITE the header is updated at once: unknown
  * autoclear bits and the bitmaps bit are cleared (qcow2 spec, "Header": the bitmaps would be out of date),
- * and an autoclear bit of shardcow's own is set until scow_close(). An image with the dirty bit, or one that
+ * and from the first change of its metadata until scow_close() an autoclear bit of shardcow's own is set. An
+ * image with the dirty bit, or one that
  * its last writer did not close, is repaired first (references are counted; clusters leaked by a crash come
  * back). An image with the corrupt bit is refused with -EROFS. Worker threads start with the first queue.
  *
