@@ -203,6 +203,8 @@ int allocator_write_header(struct allocator *a)
         r = file_sync(layer->file);
         counter_add(&a->syncs, 1);
     }
+    if (r == 0)
+        a->header_stale = false;
     return r;
 }
 
@@ -430,6 +432,7 @@ void allocator_destroy(struct allocator *a)
     }
     freed_destroy(&a->commit.freed);
     freed_destroy(&a->own_freed);
+    freed_destroy(&a->control.returned);
     if (a->l1_durable)
         munmap(a->l1_durable, L1_BYTES_MAX + 4096);
     if (a->commit.l1_copy)

@@ -150,6 +150,7 @@ enum control_state {
     CONTROL_IDLE,
     CONTROL_COMMIT, /* until nothing is dirty and nothing is pending */
     CONTROL_RETURN, /* leases */
+    CONTROL_FREED,  /* until what came back is */
     CONTROL_COUNTS, /* until refcounts are durable */
     CONTROL_L1,     /* until there is room for a larger L1 */
 };
@@ -160,6 +161,7 @@ struct control_machine {
     struct request *request;
     uint32_t notes_out;
     int32_t status;
+    struct freed_list returned;
     uint64_t counts_failed, commits_failed; /* as the request found them */
     bool in_hand;                           /* some shard has clusters that nothing names yet */
     uint64_t counts_pass;
@@ -189,6 +191,7 @@ struct allocator {
     bool cannot_allocate;    /* no fallocate: extended by truncation */
     _Atomic bool corruption; /* reported, not yet in the header */
     bool marked;             /* the header says that the image is in use */
+    bool header_stale;       /* the disk may have what was taken back */
     uint8_t *header_block;   /* the header's first block, for writing */
 
     /* L1 as it is on disk, big-endian, for as many entries as there may be; and which differ in memory. */

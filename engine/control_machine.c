@@ -13,13 +13,13 @@
 
 bool control_holds_leases(const struct allocator *a)
 {
-    return a->control.state == CONTROL_RETURN || a->control.state == CONTROL_COUNTS;
+    return a->control.state == CONTROL_RETURN || a->control.state == CONTROL_FREED ||
+           a->control.state == CONTROL_COUNTS;
 }
 
 bool control_holds_commits(const struct allocator *a)
 {
-    return a->control.state == CONTROL_RETURN || a->control.state == CONTROL_COUNTS ||
-           a->control.state == CONTROL_L1;
+    return control_holds_leases(a) || a->control.state == CONTROL_L1;
 }
 
 static void end(struct allocator *a, int status, const char *text)
@@ -42,14 +42,25 @@ static void lower_list(struct allocator *a, struct freed_list *list)
     list->count = 0;
 }
 
-static void lower_own(struct allocator *a)
+/* All that came back loses its count, by the way that gives its space back to the host. */
+static void free_returned(struct allocator *a, struct freed_list *returned)
 {
-    uint64_t first;
-    bool fresh;
+    while (a->own.current < a->own.extent_count) {
+        uint64_t first;
+        bool fresh;
+        const uint32_t n = lease_take(&a->own, UINT32_MAX, &first, &fresh);
 
-    while (lease_take(&a->own, 1, &first, &fresh))
-        freed_lower(a, first);
+        if (!n)
+            break;
+        if (freed_reserve(returned, 1))
+            freed_add(returned, first, n);
+        else
+            for (uint32_t i = 0; i < n; i++)
+                freed_lower(a, first + i);
+    }
     a->own = (struct lease){0};
+    if (freed_give(a, returned) < 0)
+        lower_list(a, returned);
 }
 
 static void start_return(struct allocator *a)
@@ -73,14 +84,12 @@ void control_answered(struct allocator *a, struct note *note)
     if (note->status < 0 && m->status == 0)
         m->status = note->status;
     m->in_hand |= note->any;
-    lower_list(a, &note->freed);
+    if (!freed_move(&m->returned, &note->freed))
+        lower_list(a, &note->freed);
     if (--m->notes_out)
         return;
-    lower_own(a);
-    atomic_store_explicit(&a->leased, 0, memory_order_relaxed);
-    m->state = CONTROL_COUNTS;
-    m->counts_failed = a->counts.failed;
-    m->counts_pass = counts_request(a);
+    free_returned(a, &m->returned);
+    m->state = CONTROL_FREED;
 }
 
 /* The file ends with its last cluster in use; the header says that nobody has leases out. */
@@ -107,10 +116,12 @@ static void finish_quiesce(struct allocator *a)
         }
     }
     /* Against the rule there are writes in flight: their clusters could leak, so the mark stays. */
-    if (r == 0 && a->marked && !m->in_hand) {
-        a->marked = false;
+    if (r == 0 && ((a->marked && !m->in_hand) || a->header_stale)) {
+        a->marked &= m->in_hand;
         r = allocator_write_header(a);
     }
+    if (r == 0)
+        atomic_store_explicit(&a->leased, 0, memory_order_relaxed);
     end(a, r, error_message());
 }
 
@@ -142,6 +153,14 @@ static bool quiesce_step(struct allocator *a)
         if (!is_at_rest(a))
             return false;
         end(a, -EIO, failure(a));
+        return true;
+    }
+    if (m->state == CONTROL_FREED) {
+        if (!freed_idle(a))
+            return false;
+        m->state = CONTROL_COUNTS;
+        m->counts_failed = a->counts.failed;
+        m->counts_pass = counts_request(a);
         return true;
     }
     if (m->state == CONTROL_COUNTS) {
@@ -277,6 +296,7 @@ static void set_size(struct allocator *a)
     r = allocator_write_header(a);
     if (r < 0) {
         h->virtual_bytes = old;
+        a->header_stale = true;
         (void)allocator_write_header(a); /* the disk may have the new size */
     } else {
         atomic_store_explicit(&layer->virtual_bytes, h->virtual_bytes, memory_order_release);

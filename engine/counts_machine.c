@@ -16,8 +16,8 @@
 /* Clusters for L2 tables at a time. */
 #define OWN_LEASE 16u
 /* A lease is at most this part of the image, but may have so many clusters. */
-#define LEASE_FRACTION 32u
-#define LEASE_FLOOR 16u
+#define LEASE_FRACTION 8u
+#define LEASE_FLOOR 64u
 #define AHEAD_BYTES_MAX (128ull << 20)
 #define AHEAD_BYTES_MIN (1ull << 20)
 /* Passes that fail in a row before writing is given up. */
@@ -211,10 +211,13 @@ static void start_writes(struct allocator *a)
     }
     if (m->in_flight)
         return;
-    if (m->status < 0)
+    if (m->status < 0) {
         end_pass(a, m->status);
-    else
+        /* What was made may be half written: not fresh any more, but no burden on later passes either. */
+        refcounts_unmake(&a->refcounts, a->refcounts.fresh);
+    } else {
         start_sync(a);
+    }
 }
 
 /* ---- extend ---- */
