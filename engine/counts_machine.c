@@ -246,8 +246,14 @@ static void no_space(struct allocator *a)
     struct list_node *n;
 
     if (m->frugal) {
-        end_pass(a, -ENOSPC);
+        settle_pass(a, -ENOSPC);
         refcounts_unmake(&a->refcounts, m->fresh_before);
+        if (needed_end(a) > a->file_end) {
+            end_pass(a, -ENOSPC);
+        } else { /* what only lowers counts, or raises them in place, needs no space */
+            m->state = COUNTS_WRITE;
+            start_writes(a);
+        }
         return;
     }
     m->frugal = true;
