@@ -204,19 +204,25 @@ static int write_new_l1(struct allocator *a, uint64_t new_off, uint64_t clusters
     return r;
 }
 
+/* scow_get_info() reads them on any thread. */
+static void name_l1(struct allocator *a, uint64_t off, uint32_t count)
+{
+    pthread_mutex_lock(&a->image->lock);
+    a->layer->header.l1_off = off;
+    a->layer->header.l1_count = count;
+    pthread_mutex_unlock(&a->image->lock);
+}
+
 static int set_l1(struct allocator *a, uint64_t off, uint64_t count)
 {
-    struct header *h = &a->layer->header;
-    const uint64_t old_off = h->l1_off;
-    const uint32_t old_count = h->l1_count;
+    const uint64_t old_off = a->layer->header.l1_off;
+    const uint32_t old_count = a->layer->header.l1_count;
     int r;
 
-    h->l1_off = off;
-    h->l1_count = (uint32_t)count;
+    name_l1(a, off, (uint32_t)count);
     r = allocator_write_header(a);
     if (r < 0) {
-        h->l1_off = old_off;
-        h->l1_count = old_count;
+        name_l1(a, old_off, old_count);
         /* The disk may name the new table: commits would write to one that nobody reads. */
         if (allocator_write_header(a) < 0)
             allocator_give_up(a, r);
@@ -285,21 +291,27 @@ static void start_l1(struct allocator *a)
     }
 }
 
+static void name_size(struct allocator *a, uint64_t bytes)
+{
+    pthread_mutex_lock(&a->image->lock);
+    a->layer->header.virtual_bytes = bytes;
+    pthread_mutex_unlock(&a->image->lock);
+}
+
 static void set_size(struct allocator *a)
 {
     struct layer *layer = a->layer;
-    struct header *h = &layer->header;
-    const uint64_t old = h->virtual_bytes;
+    const uint64_t old = layer->header.virtual_bytes;
     int r;
 
-    h->virtual_bytes = a->control.request->off;
+    name_size(a, a->control.request->off);
     r = allocator_write_header(a);
     if (r < 0) {
-        h->virtual_bytes = old;
+        name_size(a, old);
         a->header_stale = true;
         (void)allocator_write_header(a); /* the disk may have the new size */
     } else {
-        atomic_store_explicit(&layer->virtual_bytes, h->virtual_bytes, memory_order_release);
+        atomic_store_explicit(&layer->virtual_bytes, a->control.request->off, memory_order_release);
     }
     end(a, r, error_message());
 }

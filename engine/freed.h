@@ -60,7 +60,8 @@ static inline bool freed_move(struct freed_list *to, struct freed_list *from)
     }
     if (!freed_reserve(to, from->count))
         return false;
-    memcpy(to->runs + to->count, from->runs, from->count * sizeof *from->runs);
+    if (from->count)
+        memcpy(to->runs + to->count, from->runs, from->count * sizeof *from->runs);
     to->count += from->count;
     from->count = 0;
     return true;
