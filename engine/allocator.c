@@ -244,6 +244,8 @@ static void set_alarm(struct allocator *a)
     const uint64_t now = env_now_ns(a->image->env);
 
     a->loop.wake_at_ns = 0;
+    if (a->closed)
+        return;
     if (freed_waits(a))
         a->loop.wake_at_ns = now + DRAIN_LOOK_NS;
     else if (commit_is_dirty(a) || a->refcounts.dirty_count)

@@ -191,6 +191,7 @@ struct allocator {
     bool cannot_allocate;    /* no fallocate: extended by truncation */
     _Atomic bool corruption; /* reported, not yet in the header */
     bool marked;             /* the header says that the image is in use */
+    bool closed;             /* no machine begins anything */
     bool header_stale;       /* the disk may have what was taken back */
     uint8_t *header_block;   /* the header's first block, for writing */
 
@@ -291,7 +292,8 @@ bool control_holds_leases(const struct allocator *a);
 bool control_holds_commits(const struct allocator *a);
 void control_answered(struct allocator *a, struct note *note);
 
-#define GROW_L1 1u   /* request.flags of REQUEST_GROW: make L1 large enough */
-#define GROW_SIZE 2u /* set the virtual size */
+#define QUIESCE_CLOSE 1u /* request.flags of REQUEST_QUIESCE: nothing begins any more once it has ended */
+#define GROW_L1 1u       /* request.flags of REQUEST_GROW: make L1 large enough */
+#define GROW_SIZE 2u     /* set the virtual size */
 
 #endif

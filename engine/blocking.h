@@ -9,4 +9,7 @@
 int blocking_begin(struct scow_image *image, struct scow_queue **ret);
 void blocking_end(struct scow_image *image);
 
+/* scow_quiesce(), and nothing begins any more afterwards. */
+int blocking_close(struct scow_image *image);
+
 #endif

@@ -171,11 +171,22 @@ SCOW_PUBLIC int scow_flush(struct scow_image *image)
     return image->writable ? run_alone(image, REQUEST_FLUSH, 0, 0) : 0;
 }
 
-SCOW_PUBLIC int scow_quiesce(struct scow_image *image)
+static int quiesce(struct scow_image *image, uint32_t flags)
 {
     if (!image->writable || !image->running)
         return 0;
-    return run_alone(image, image->allocator ? REQUEST_QUIESCE : REQUEST_FLUSH, 0, 0);
+    return image->allocator ? run_alone(image, REQUEST_QUIESCE, 0, flags)
+                            : run_alone(image, REQUEST_FLUSH, 0, 0);
+}
+
+SCOW_PUBLIC int scow_quiesce(struct scow_image *image)
+{
+    return quiesce(image, 0);
+}
+
+int blocking_close(struct scow_image *image)
+{
+    return quiesce(image, QUIESCE_CLOSE);
 }
 
 /* ---- size ---- */

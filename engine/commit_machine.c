@@ -459,7 +459,7 @@ bool commit_step(struct allocator *a)
         go_on(a);
         return true;
     }
-    if (m->state != COMMIT_IDLE || control_holds_commits(a))
+    if (m->state != COMMIT_IDLE || a->closed || control_holds_commits(a))
         return false;
     if (list_empty(&m->waiting) && !wanted && !commit_is_dirty(a))
         return false;

@@ -27,6 +27,7 @@ static void end(struct allocator *a, int status, const char *text)
     struct control_machine *m = &a->control;
     struct request *r = m->request;
 
+    a->closed |= r->kind == REQUEST_QUIESCE && r->flags & QUIESCE_CLOSE;
     m->request = NULL;
     m->state = CONTROL_IDLE;
     allocator_answer_request(a, r, status, text);

@@ -440,7 +440,7 @@ bool counts_step(struct allocator *a)
 {
     struct counts_machine *m = &a->counts;
 
-    if (m->state != COUNTS_IDLE || !pass_is_due(a))
+    if (m->state != COUNTS_IDLE || a->closed || !pass_is_due(a))
         return false;
     m->status = 0;
     m->fresh_before = a->refcounts.fresh;

@@ -234,6 +234,8 @@ bool freed_step(struct allocator *a)
     struct freed_batch *b = head(&a->freed);
     bool any = false;
 
+    if (a->closed)
+        return false;
     for (int i = 0; i < 2 && freed_waits(a) && tick(a); i++)
         any = true;
     any |= answer_drains(a);

@@ -79,8 +79,7 @@ SCOW_PUBLIC int scow_close(struct scow_image *image)
 
     if (!image)
         return 0;
-    if (image->writable && image->running)
-        r = scow_quiesce(image);
+    r = blocking_close(image);
     if (image->blocking_queue)
         queue_destroy(image->blocking_queue);
     stop_all(image);
