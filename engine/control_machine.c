@@ -41,6 +41,7 @@ static void lower_list(struct allocator *a, struct freed_list *list)
         for (uint64_t k = 0; k < list->runs[i].count; k++)
             freed_lower(a, list->runs[i].first + k);
     list->count = 0;
+    list->clusters = 0;
 }
 
 /* All that came back loses its count, by the way that gives its space back to the host. */

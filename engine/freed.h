@@ -21,6 +21,7 @@ struct freed_run {
 struct freed_list {
     struct freed_run *runs;
     uint32_t count, room;
+    uint64_t clusters; /* of all runs */
 };
 
 /* Room for more runs, so that freed_add() cannot fail. False when out of memory. */
@@ -41,6 +42,7 @@ static inline bool freed_reserve(struct freed_list *l, uint32_t more)
 
 static inline void freed_add(struct freed_list *l, uint64_t first, uint64_t count)
 {
+    l->clusters += count;
     if (l->count && l->runs[l->count - 1].first + l->runs[l->count - 1].count == first)
         l->runs[l->count - 1].count += count;
     else
@@ -56,6 +58,7 @@ static inline bool freed_move(struct freed_list *to, struct freed_list *from)
         *to = *from;
         *from = old;
         from->count = 0;
+        from->clusters = 0;
         return true;
     }
     if (!freed_reserve(to, from->count))
@@ -63,7 +66,9 @@ static inline bool freed_move(struct freed_list *to, struct freed_list *from)
     if (from->count)
         memcpy(to->runs + to->count, from->runs, from->count * sizeof *from->runs);
     to->count += from->count;
+    to->clusters += from->clusters;
     from->count = 0;
+    from->clusters = 0;
     return true;
 }
 
@@ -75,7 +80,9 @@ static inline bool freed_move_out(struct freed_list *to, struct freed_list *from
     if (from->count)
         memcpy(to->runs + to->count, from->runs, from->count * sizeof *from->runs);
     to->count += from->count;
+    to->clusters += from->clusters;
     from->count = 0;
+    from->clusters = 0;
     return true;
 }
 

@@ -83,6 +83,7 @@ static bool free_passed(struct shard *s)
     for (uint32_t i = 0; i < s->pack.passed.count; i++)
         freed_add(&s->freed, s->pack.passed.runs[i].first, s->pack.passed.runs[i].count);
     s->pack.passed.count = 0;
+    s->pack.passed.clusters = 0;
     shard_mutate(s);
     return true;
 }

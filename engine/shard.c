@@ -18,6 +18,9 @@
 
 /* A commit begins when one slot in so many is dirty, so that eviction finds clean ones. */
 #define DIRTY_FRACTION 4u
+/* Also when so many clusters wait to be free again: else what is written and discarded in turn makes the file
+ * grow. */
+#define FREED_CLUSTERS 128u
 
 /* ---- answers ---- */
 
@@ -377,7 +380,8 @@ static bool shard_turn(struct loop *loop)
         break_down(s, err);
     notify_queues(s);
     rcu_leave();
-    if (s->reader && s->cache.dirty_count * DIRTY_FRACTION > s->cache.slot_count)
+    if (s->reader &&
+        (s->cache.dirty_count * DIRTY_FRACTION > s->cache.slot_count || s->freed.clusters > FREED_CLUSTERS))
         allocator_want_commit(s->image->allocator);
     if (s->notify_allocator) {
         s->notify_allocator = false;
