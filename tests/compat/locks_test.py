@@ -49,9 +49,10 @@ def qemu(fmt, path, *flags):
 
 
 def make_images(folder):
-    """image on below, a raw one, and one with a data file."""
+    """Two images on below, a raw one, and one with a data file."""
     must(["qemu-img", "create", "-q", "-f", "qcow2", f"{folder}/below.qcow2", "4M"])
     must(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "below.qcow2", "-F", "qcow2", f"{folder}/top.qcow2"])
+    must(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "below.qcow2", "-F", "qcow2", f"{folder}/other.qcow2"])
     must(["qemu-img", "create", "-q", "-f", "raw", f"{folder}/disk.raw", "4M"])
     must(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=disk.data", "data.qcow2", "4M"], cwd=folder)
     must(["qemu-io", "-f", "qcow2", "-c", "write -P 9 0 1M", "below.qcow2"], cwd=folder)
@@ -81,6 +82,24 @@ SHARDCOW_HOLDS = [
     ("qcow2", "data.qcow2", (), "raw", "disk.data", True),
     ("qcow2", "data.qcow2", ("-r",), "qcow2", "data.qcow2", True),
     ("qcow2", "below.qcow2", (), "qcow2", "top.qcow2", True),
+]
+# With at least one writer: (holder: flags, format, file), (contender: flags, format, file). QEMU with itself says
+# what is allowed; the combinations with shardcow on one side, and on both, have to agree.
+WRITERS = [
+    ((), "qcow2", "top.qcow2", (), "qcow2", "top.qcow2"),
+    ((), "qcow2", "top.qcow2", ("-r",), "qcow2", "top.qcow2"),
+    (("-r",), "qcow2", "top.qcow2", (), "qcow2", "top.qcow2"),
+    ((), "qcow2", "top.qcow2", (), "qcow2", "other.qcow2"),
+    ((), "qcow2", "top.qcow2", (), "qcow2", "below.qcow2"),
+    ((), "qcow2", "below.qcow2", (), "qcow2", "top.qcow2"),
+    ((), "qcow2", "top.qcow2", ("-r",), "qcow2", "below.qcow2"),
+    (("-r",), "qcow2", "below.qcow2", (), "qcow2", "top.qcow2"),
+    ((), "raw", "disk.raw", (), "raw", "disk.raw"),
+    ((), "raw", "disk.raw", ("-r",), "raw", "disk.raw"),
+    (("-r",), "raw", "disk.raw", (), "raw", "disk.raw"),
+    ((), "qcow2", "data.qcow2", (), "qcow2", "data.qcow2"),
+    ((), "qcow2", "data.qcow2", (), "raw", "disk.data"),
+    ((), "raw", "disk.data", (), "qcow2", "data.qcow2"),
 ]
 
 
@@ -121,6 +140,40 @@ class Locks:
         self.results.check(forced.code == 0, f"{name} under -U", forced)
         self.results.check(after.code == 0, f"{name}: free again afterwards", after)
 
+    def writers(self, held_flags, held_format, held, flags, fmt, path):
+        tools = {"qemu-io": qemu, "shardcow": lambda f, file, *fl: [self.shardcow, "io", *fl, "-f", f, file]}
+        words = [" ".join(f) or "read-write" for f in (held_flags, flags)]
+
+        def contend(holder, contender):
+            with Holder(tools[holder](held_format, held, *held_flags), self.folder):
+                return self.opens(tools[contender](fmt, path, *flags))
+
+        may = contend("qemu-io", "qemu-io").code == 0
+        for holder, contender in (("qemu-io", "shardcow"), ("shardcow", "qemu-io"), ("shardcow", "shardcow")):
+            name = f"{holder} {words[0]} has {held}: {contender} {words[1]} of {path}"
+            got = contend(holder, contender)
+            self.results.check((got.code == 0) == may, f"{name} {'goes' if may else 'is refused'}", got)
+            if not may:
+                self.results.check("lock" in got.out + got.err, f"{name}: message", got)
+            after = self.opens(tools[contender](fmt, path, *flags))
+            self.results.check(after.code == 0, f"{name}: free again afterwards", after)
+
+    def overlays_share(self):
+        """Two writers over one backing file, both at work: each sees its own, the backing file stays."""
+        below = harness.sha(f"{self.folder}/below.qcow2")
+        io = [self.shardcow, "io", "-f", "qcow2"]
+        with Holder([*io, "top.qcow2"], self.folder) as holder:
+            os.write(holder.process.stdin.fileno(), b"write -q -P 1 512 64k\nflush\n")
+            r = run([*io, "-c", "write -q -P 2 512 64k", "-c", "flush", "-c", "read -P 2 512 64k", "-c",
+                     "read -P 9 0 512", "other.qcow2"], cwd=self.folder)
+            self.results.check(r.code == 0 and "failed" not in r.out, "two overlays' writers: the second", r)
+        r = run([*io, "-r", "-c", "read -P 1 512 64k", "-c", "read -P 9 66048 64k", "top.qcow2"], cwd=self.folder)
+        self.results.check(r.code == 0 and "failed" not in r.out, "two overlays' writers: the first", r)
+        self.results.equal(harness.sha(f"{self.folder}/below.qcow2"), below, "their backing file is as it was")
+        for name in ("top.qcow2", "other.qcow2"):
+            r = run(["qemu-img", "check", "-f", "qcow2", name], cwd=self.folder)
+            self.results.check(r.code == 0, f"two overlays' writers: qemu-img check {name}", r)
+
     def commands_refuse(self):
         """Every subcommand, not only io; the exit codes are qemu-img's."""
         out = f"{self.folder}/out.raw"
@@ -152,6 +205,9 @@ def main():
             locks.qemu_holds(*row)
         for row in SHARDCOW_HOLDS:
             locks.shardcow_holds(*row)
+        for row in WRITERS:
+            locks.writers(*row)
+        locks.overlays_share()
         locks.commands_refuse()
     results.finish()
 

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: MIT */
+#include <ctype.h>
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+
+#include "shardcow.h"
+#include "cli/arguments.h"
+#include "cli/command.h"
+#include "cli/open_args.h"
+#include "cli/sectors.h"
+#include "cli/units.h"
+
+enum { ARG_SHRINK = ARG_LONG, ARG_PREALLOCATION };
+
+static const struct argument specs[] = {
+    {ARG_SHRINK, "shrink", NULL, "allow a size below the present one: what lies beyond is lost"},
+    {ARG_PREALLOCATION, "preallocation", "MODE", "of the space that is added: off, the only one"},
+    {'q', "quiet", NULL, "print errors only"},
+    OPEN_ARGUMENT_FORMAT,
+    OPEN_ARGUMENT_CACHE('t'),
+    OPEN_ARGUMENTS_ENGINE,
+    {0},
+};
+
+static const struct usage usage = {
+    .command = "resize",
+    .synopsis = "[OPTION]... FILE [+|-]SIZE",
+    .text =
+        "Change the size of the disk in an image: to SIZE, or by SIZE with a sign in front. Space that is\n"
+        "added reads as zeros. The partitions and filesystems on the disk are the guest's to adapt.\n",
+    .specs = specs,
+    .examples = "  shardcow resize disk.qcow2 +10G\n"
+                "  shardcow resize --shrink disk.qcow2 8G\n",
+};
+
+struct resize_args {
+    struct open_args open;
+    const char *path;
+    char sign; /* '+', '-' or 0: the size itself */
+    uint64_t bytes;
+    bool shrink, quiet;
+};
+
+/* Where the size stands among the words: last. 0 if there is none, as in "resize --help". */
+static int find_size(int argc, char **argv)
+{
+    const char *word = argc > 2 ? argv[argc - 1] : "";
+
+    return isdigit((unsigned char)word[*word == '+' || *word == '-']) ? argc - 1 : 0;
+}
+
+static int take_size(struct resize_args *resize, struct arguments *args, const char *word)
+{
+    if (*word == '+' || *word == '-')
+        resize->sign = *word++;
+    args->value = word;
+    return arguments_size(args, "SIZE", 0, INT64_MAX, &resize->bytes);
+}
+
+/* The size that the disk is to have. */
+static int new_size(const struct resize_args *resize, uint64_t old_bytes, uint64_t *ret_bytes)
+{
+    uint64_t bytes = resize->bytes;
+    bool over = false;
+
+    if (resize->sign == '+')
+        over = __builtin_add_overflow(old_bytes, resize->bytes, &bytes) || bytes > INT64_MAX;
+    else if (resize->sign == '-')
+        bytes = old_bytes > resize->bytes ? old_bytes - resize->bytes : 0;
+    if (over) {
+        command_error(resize->path, "the new size is too large");
+        return -EFBIG;
+    }
+    if (!bytes) {
+        command_error(resize->path, "the new size must be positive; the disk has %llu bytes",
+                      (unsigned long long)old_bytes);
+        return -EINVAL;
+    }
+    if (bytes % SECTOR_BYTES) {
+        command_error(resize->path, "the new size, %llu bytes, is not a multiple of 512",
+                      (unsigned long long)bytes);
+        return -EINVAL;
+    }
+    if (bytes < old_bytes && !resize->shrink) {
+        command_error(resize->path, "the disk has %llu bytes, %llu would cut it off",
+                      (unsigned long long)old_bytes, (unsigned long long)bytes);
+        command_hint("--shrink does so: all data beyond the new end is lost");
+        return -EINVAL;
+    }
+    *ret_bytes = bytes;
+    return 0;
+}
+
+static int resize_image(struct resize_args *resize)
+{
+    struct scow_open_options options = resize->open.options;
+    struct scow_image *image;
+    uint64_t bytes;
+    int err;
+
+    options.open_child = scow_open_child_any;
+    err = open_image(resize->path, &options, &image);
+    if (err)
+        return err;
+    err = new_size(resize, scow_size(image), &bytes);
+    if (!err) {
+        err = scow_resize(image, bytes, resize->shrink ? SCOW_RESIZE_SHRINK : 0);
+        if (err)
+            command_library_error(resize->path, err);
+    }
+    const int close_err = close_image(image, resize->path);
+    if (err || close_err)
+        return err ? err : close_err;
+    if (!resize->quiet)
+        printf("Image resized.\n");
+    return 0;
+}
+
+static int take_option(struct resize_args *resize, struct arguments *args, int key)
+{
+    int mode;
+
+    switch (key) {
+    case ARG_SHRINK:
+        resize->shrink = true;
+        return 0;
+    case ARG_PREALLOCATION:
+        if (arguments_choice(args, "--preallocation", "off|metadata|falloc|full", &mode))
+            return -1;
+        if (!mode)
+            return 0;
+        arguments_error(args, "--preallocation: only off is possible when an image grows");
+        return -1;
+    case 'q':
+        resize->quiet = true;
+        return 0;
+    default:
+        return open_args_take(&resize->open, args, key, 't') < 0 ? -1 : 0;
+    }
+}
+
+int command_resize(int argc, char **argv)
+{
+    struct arguments args = {.usage = &usage};
+    struct resize_args resize = {0};
+    /* Apart from the options: a size may begin like one. */
+    const int size_index = find_size(argc, argv);
+    int key;
+
+    open_args_init(&resize.open);
+    while ((key = arguments_next(&args, size_index ? size_index : argc, argv)) > 0)
+        if (take_option(&resize, &args, key))
+            return args.exit_code;
+    if (key < 0)
+        return args.exit_code;
+    if (args.operand_count != 1 || !size_index)
+        return arguments_error(&args, "expecting an image file name and a size");
+    if (take_size(&resize, &args, argv[size_index]) || open_args_write(&resize.open, &args))
+        return args.exit_code;
+    resize.path = args.operands[0];
+    return resize_image(&resize) ? EXIT_FAILED : command_finish_output();
+}
