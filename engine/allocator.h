@@ -51,10 +51,11 @@ struct counts_machine {
     uint8_t *buffers[COUNTS_IOS]; /* one slice each */
     struct allocator_io step_io;  /* extend, sync */
     uint64_t extend_to;
-    bool frugal;          /* space is short: single clusters, nothing ahead */
-    struct list wanting;  /* lease notes: asked */
-    struct list granting; /* lease notes: in the pass under way */
-    bool own_wanted;      /* the allocator's own lease runs low */
+    bool frugal;         /* space is short: single clusters, nothing ahead */
+    struct list wanting; /* lease notes: asked */
+    bool pool_wanted, pool_in_pass;
+    struct lease pool_new;
+    bool own_wanted; /* the allocator's own lease runs low */
     bool own_in_pass;
     int32_t own_status; /* of the last attempt */
     struct lease own_new;
@@ -106,6 +107,7 @@ struct commit_machine {
     uint32_t failures;      /* in a row */
     uint64_t failed;        /* ever */
     uint64_t counts_failed; /* COMMIT_COUNTS: as it began */
+    int32_t error;          /* of the last that failed */
     int32_t lost;           /* of a sync that failed with nobody waiting for it */
 };
 
@@ -185,7 +187,8 @@ struct allocator {
     struct list tables_waiting; /* notes */
     struct control_machine control;
 
-    struct lease own;        /* for L2 tables */
+    struct lease pool, pool_next; /* durable, for the shards' leases */
+    struct lease own;             /* for L2 tables */
     uint64_t kept_end;       /* the file is never cut off below: space of unknown use that it had at open */
     uint64_t file_end;       /* the file's size, all below is allocated or a hole */
     bool cannot_allocate;    /* no fallocate: extended by truncation */

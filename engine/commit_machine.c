@@ -125,6 +125,7 @@ static void finish(struct allocator *a)
             a->l1_dirty_to = none ? m->l1_to : MAX(a->l1_dirty_to, m->l1_to);
         }
         m->failed++;
+        m->error = m->status;
         if (++m->failures >= FAILURES_MAX)
             allocator_give_up(a, m->status);
     }

@@ -44,23 +44,28 @@ static void lower_list(struct allocator *a, struct freed_list *list)
     list->clusters = 0;
 }
 
-/* All that came back loses its count, by the way that gives its space back to the host. */
-static void free_returned(struct allocator *a, struct freed_list *returned)
+static void return_clusters(struct allocator *a, struct lease *l, struct freed_list *returned)
 {
-    while (a->own.current < a->own.extent_count) {
-        uint64_t first;
-        bool fresh;
-        const uint32_t n = lease_take(&a->own, UINT32_MAX, &first, &fresh);
+    uint64_t first;
+    uint32_t n;
+    bool fresh;
 
-        if (!n)
-            break;
+    while ((n = lease_take(l, UINT32_MAX, &first, &fresh))) {
         if (freed_reserve(returned, 1))
             freed_add(returned, first, n);
         else
             for (uint32_t i = 0; i < n; i++)
                 freed_lower(a, first + i);
     }
-    a->own = (struct lease){0};
+    *l = (struct lease){0};
+}
+
+/* All that came back loses its count, by the way that gives its space back to the host. */
+static void free_returned(struct allocator *a, struct freed_list *returned)
+{
+    return_clusters(a, &a->pool, returned);
+    return_clusters(a, &a->pool_next, returned);
+    return_clusters(a, &a->own, returned);
     if (freed_give(a, returned) < 0)
         lower_list(a, returned);
 }
@@ -133,16 +138,21 @@ static bool is_at_rest(const struct allocator *a)
     return a->broken || (counts_idle(a) && commit_idle(a) && !a->freed.punches_busy && tables_idle(a));
 }
 
-/* What has gone wrong since the request began; NULL: nothing. */
-static const char *failure(const struct allocator *a)
+/* What has gone wrong since the request began: 0, or a negative errno. */
+static int failure(const struct allocator *a, const char **ret_text)
 {
     const struct control_machine *m = &a->control;
+    const int given_up = atomic_load_explicit(&a->image->write_error, memory_order_relaxed);
 
-    if (atomic_load_explicit(&a->image->write_error, memory_order_relaxed))
-        return "the image's metadata could not be written";
-    if (m->state == CONTROL_COUNTS && a->counts.failed != m->counts_failed)
-        return "refcounts could not be written";
-    return a->commit.failed != m->commits_failed ? "a commit of metadata failed" : NULL;
+    *ret_text = "the image's metadata could not be written";
+    if (given_up)
+        return given_up;
+    if (m->state == CONTROL_COUNTS && a->counts.failed != m->counts_failed) {
+        *ret_text = "refcounts could not be written";
+        return a->counts.error;
+    }
+    *ret_text = "a commit of metadata failed";
+    return a->commit.failed != m->commits_failed ? a->commit.error : 0;
 }
 
 static bool quiesce_step(struct allocator *a)
@@ -151,10 +161,13 @@ static bool quiesce_step(struct allocator *a)
 
     if (m->state == CONTROL_RETURN)
         return false;
-    if (failure(a)) {
+    const char *text;
+    const int failed = failure(a, &text);
+
+    if (failed) {
         if (!is_at_rest(a))
             return false;
-        end(a, -EIO, failure(a));
+        end(a, failed, text);
         return true;
     }
     if (m->state == CONTROL_FREED) {

@@ -13,11 +13,18 @@
 #include "base/guard.h"
 #include "engine/allocator.h"
 
-/* Clusters for L2 tables at a time. */
+/* Clusters for L2 tables at a time: what is not used stays as a hole when the image is closed. */
 #define OWN_LEASE 16u
-/* A lease is at most this part of the image, but may have so many clusters. */
-#define LEASE_FRACTION 8u
-#define LEASE_FLOOR 64u
+#define OWN_LEASE_BYTES (1u << 20)
+/* Durable ahead of its use: so many clusters, this part of the image, no more than so many bytes. */
+#define POOL_MIN 64u
+#define POOL_MAX 2048u
+#define POOL_FRACTION 4u
+#define POOL_BYTES_MAX (128u << 20)
+/* A lease is at most this part of the pool, but may have so many clusters: what is not used of leases stays
+ * as holes. */
+#define LEASE_FRACTION 4u
+#define LEASE_FLOOR 16u
 #define AHEAD_BYTES_MAX (128ull << 20)
 #define AHEAD_BYTES_MIN (1ull << 20)
 /* Passes that fail in a row before writing is given up. */
@@ -44,29 +51,80 @@ static void undo_lease(struct allocator *a, struct lease *l)
     *l = (struct lease){0};
 }
 
-static void grant(struct allocator *a, struct note *note)
+/* ---- the pool ---- */
+
+/* A lease out of the pool; at most count_max clusters. */
+static void carve(struct allocator *a, uint64_t count_max, struct lease *ret)
 {
-    counter_add(&a->leases, 1);
-    counter_add(&a->leased, note->lease.clusters);
-    allocator_answer_note(a, note, 0);
+    *ret = (struct lease){0};
+    while (ret->clusters < count_max && ret->extent_count < LEASE_EXTENTS) {
+        uint64_t first;
+        bool fresh;
+        const uint32_t n = lease_take(&a->pool, (uint32_t)(count_max - ret->clusters), &first, &fresh);
+
+        if (!n)
+            break;
+        lease_add(ret, first, n, fresh);
+    }
+}
+
+static uint64_t pool_clusters(const struct allocator *a)
+{
+    return a->pool.clusters + a->pool_next.clusters;
+}
+
+/* Whoever wants a lease has one at once, while there is something durable to give. */
+static bool grant_all(struct allocator *a)
+{
+    struct counts_machine *m = &a->counts;
+    bool any = false;
+
+    while (!list_empty(&m->wanting) && pool_clusters(a) && !control_holds_leases(a)) {
+        struct note *note = container_of(m->wanting.head, struct note, node);
+
+        if (!a->pool.clusters) {
+            a->pool = a->pool_next;
+            a->pool_next = (struct lease){0};
+        }
+        list_pop(&m->wanting);
+        carve(a, MIN(note->clusters_wanted, MAX(LEASE_FLOOR, a->pool.clusters / LEASE_FRACTION)),
+              &note->lease);
+        counter_add(&a->leases, 1);
+        allocator_answer_note(a, note, 0);
+        any = true;
+    }
+    return any;
+}
+
+static void fill_pool(struct allocator *a, const struct lease *l)
+{
+    *(a->pool.clusters ? &a->pool_next : &a->pool) = *l;
+    counter_add(&a->leased, l->clusters);
+}
+
+static void refuse_all(struct allocator *a, int status)
+{
+    struct list_node *n;
+
+    while ((n = list_pop(&a->counts.wanting)))
+        allocator_answer_note(a, container_of(n, struct note, node), status);
 }
 
 /* Everybody in the pass has what it wanted, or learns that there is nothing. */
 static void settle_pass(struct allocator *a, int status)
 {
     struct counts_machine *m = &a->counts;
-    struct list_node *n;
 
-    while ((n = list_pop(&m->granting))) {
-        struct note *note = container_of(n, struct note, node);
-
-        if (status == 0) {
-            grant(a, note);
-        } else {
-            undo_lease(a, &note->lease);
-            allocator_answer_note(a, note, status);
-        }
+    if (m->pool_in_pass) {
+        m->pool_in_pass = false;
+        if (status == 0)
+            fill_pool(a, &m->pool_new);
+        else
+            undo_lease(a, &m->pool_new);
     }
+    (void)grant_all(a);
+    if (status < 0)
+        refuse_all(a, status);
     if (m->own_in_pass) {
         m->own_in_pass = false;
         m->own_status = status;
@@ -243,7 +301,6 @@ static uint64_t needed_end(const struct allocator *a)
 static void no_space(struct allocator *a)
 {
     struct counts_machine *m = &a->counts;
-    struct list_node *n;
 
     if (m->frugal) {
         settle_pass(a, -ENOSPC);
@@ -258,12 +315,9 @@ static void no_space(struct allocator *a)
     }
     m->frugal = true;
     m->state = COUNTS_IDLE;
-    while ((n = list_pop(&m->granting))) {
-        struct note *note = container_of(n, struct note, node);
-
-        undo_lease(a, &note->lease);
-        list_push(&m->wanting, n);
-    }
+    if (m->pool_in_pass)
+        undo_lease(a, &m->pool_new);
+    m->pool_in_pass = false;
     const bool own = m->own_in_pass;
 
     if (own)
@@ -330,12 +384,19 @@ static bool passing(int r)
     return r == -EAGAIN;
 }
 
-/* What is leased and not used by the end stays as a hole in the file: small images get small leases. */
-static uint64_t lease_size(const struct allocator *a, uint64_t wanted)
+/* How much is made durable ahead at a time. What is left of it by the end is the end of the file. */
+static uint64_t pool_size(const struct allocator *a)
 {
+    const uint64_t max = MAX(1u, POOL_BYTES_MAX >> a->layer->header.cluster_bits);
+
     if (a->counts.frugal)
-        return 1;
-    return MIN(wanted, MAX(LEASE_FLOOR, a->refcounts.cursor / LEASE_FRACTION));
+        return a->image->shard_count;
+    return MIN(MIN(max, POOL_MAX), MAX(POOL_MIN, a->refcounts.cursor / POOL_FRACTION));
+}
+
+static bool pool_is_low(const struct allocator *a)
+{
+    return !a->pool_next.clusters && a->pool.clusters < pool_size(a) / 2;
 }
 
 static bool touches(const struct lease *l, uint64_t first, uint64_t count)
@@ -385,26 +446,26 @@ static int take(struct allocator *a, uint64_t clusters, bool contiguous, struct 
     return r;
 }
 
-static void take_for_shards(struct allocator *a)
+static uint64_t own_size(const struct allocator *a)
+{
+    const uint64_t by_bytes = OWN_LEASE_BYTES >> a->layer->header.cluster_bits;
+
+    return a->counts.frugal ? 1 : MAX(1u, MIN(OWN_LEASE, by_bytes));
+}
+
+static void take_for_pool(struct allocator *a)
 {
     struct counts_machine *m = &a->counts;
-    struct list waiting = list_take(&m->wanting);
-    struct list_node *n;
+    int r;
 
-    while ((n = list_pop(&waiting))) {
-        struct note *note = container_of(n, struct note, node);
-        int r;
-
-        r = take(a, lease_size(a, note->clusters_wanted), false, &note->lease);
-        if (r == 0 && !GUARD(I1))
-            grant(a, note);
-        else if (r == 0)
-            list_push(&m->granting, n);
-        else if (passing(r))
-            list_push(&m->wanting, n);
-        else
-            allocator_answer_note(a, note, r);
-    }
+    m->pool_wanted = false;
+    r = take(a, pool_size(a), false, &m->pool_new);
+    if (r == 0 && !GUARD(I1))
+        fill_pool(a, &m->pool_new);
+    else if (r == 0)
+        m->pool_in_pass = true;
+    else if (!passing(r) && !pool_clusters(a))
+        refuse_all(a, r);
 }
 
 static void take_own(struct allocator *a)
@@ -413,7 +474,7 @@ static void take_own(struct allocator *a)
 
     if (m->own_wanted && !control_holds_leases(a)) {
         m->own_wanted = false;
-        m->own_status = take(a, m->frugal ? 1 : OWN_LEASE, false, &m->own_new);
+        m->own_status = take(a, own_size(a), false, &m->own_new);
         m->own_in_pass = m->own_status == 0;
     }
     if (m->want_contiguous) {
@@ -431,7 +492,7 @@ static bool pass_is_due(const struct allocator *a)
 
     if (m->passes < m->wanted_pass || m->want_contiguous)
         return true;
-    if ((m->own_wanted || !list_empty(&m->wanting)) && !control_holds_leases(a))
+    if ((m->own_wanted || m->pool_wanted || !list_empty(&m->wanting)) && !control_holds_leases(a))
         return true;
     return a->refcounts.dirty_count && env_now_ns(a->image->env) - m->since_ns >= interval;
 }
@@ -439,24 +500,23 @@ static bool pass_is_due(const struct allocator *a)
 bool counts_step(struct allocator *a)
 {
     struct counts_machine *m = &a->counts;
+    const bool granted = !a->closed && grant_all(a);
 
+    m->pool_wanted = pool_is_low(a) && !m->pool_in_pass && (m->pool_wanted || granted);
     if (m->state != COUNTS_IDLE || a->closed || !pass_is_due(a))
-        return false;
+        return granted;
     m->status = 0;
     m->fresh_before = a->refcounts.fresh;
     a->refcounts.made_count = 0;
     if (!control_holds_leases(a))
         m->status = allocator_mark(a);
     if (m->status < 0) {
-        struct list_node *n;
-
-        while ((n = list_pop(&m->wanting)))
-            allocator_answer_note(a, container_of(n, struct note, node), m->status);
+        refuse_all(a, m->status);
         end_pass(a, m->status);
         return true;
     }
-    if (!control_holds_leases(a))
-        take_for_shards(a);
+    if (!control_holds_leases(a) && (m->pool_wanted || !list_empty(&m->wanting)))
+        take_for_pool(a);
     take_own(a);
     start_extend(a);
     return true;

@@ -113,6 +113,7 @@ static inline struct request *queue_take_request(struct scow_queue *q)
 static inline void request_reset_write(struct request *r, uint32_t flags)
 {
     r->owner_waits = false;
+    r->by_hand = false;
     r->at_allocator = false;
     r->needs_commit = false;
     r->flags = (uint8_t)flags;

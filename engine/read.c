@@ -315,6 +315,11 @@ static void transfer_done(struct scow_queue *q, struct transfer *t)
 {
     struct request *r = t->request;
 
+    if (unlikely(t->io.result == -EOPNOTSUPP) && (t->io.kind == IO_PUNCH || t->io.kind == IO_ZERO)) {
+        transfer_give(q, t);
+        write_unsupported(q, r);
+        return;
+    }
     if (unlikely(t->io.result < 0))
         io_failed(r, &t->io);
     if (unlikely(t->kind == TRANSFER_BOUNCED)) {

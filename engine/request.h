@@ -83,6 +83,7 @@ struct request {
     bool this_layer; /* REQUEST_MAP: do not descend; false in others */
     bool first_in_use;
     bool owner_waits;      /* the next part is the owner's, once the parts in flight are done */
+    bool by_hand;          /* zeros are written, because the file cannot be told */
     bool at_allocator;     /* the answer ends the request */
     bool needs_commit;     /* to be durable, by more than its own I/O */
     uint8_t flags;         /* SCOW_REQ_* */

@@ -235,6 +235,38 @@ static void raw_discard(struct scow_queue *q, struct request *r)
     write_part_done(q, r);
 }
 
+/* Zeros for the raw file, written. */
+static enum started start_raw_zeros(struct scow_queue *q, struct request *r)
+{
+    struct file *file = image_top(q->image)->data_file;
+    const uint32_t bytes = (uint32_t)MIN(r->bytes - r->walked, CLUSTER_BYTES_MAX);
+    struct transfer *t;
+
+    if ((r->off | bytes) & (file->io_align - 1))
+        return NOT_HERE;
+    t = transfer_take(q, r);
+    if (!t)
+        return STARVED;
+    t->kind = TRANSFER_DIRECT;
+    t->io.buf = q->image->zeros;
+    t->io.iov_count = 0;
+    t->io.flags = 0;
+    r->walked += bytes;
+    transfer_start(q, t, IO_WRITE, file, r->off + r->walked - bytes, bytes);
+    return STARTED;
+}
+
+void write_unsupported(struct scow_queue *q, struct request *r)
+{
+    if (r->kind == REQUEST_ZERO) {
+        r->by_hand = true;
+        r->walked = 0;
+        write_walk(q, r);
+    } else { /* a discard need not be */
+        write_part_done(q, r);
+    }
+}
+
 /* Every part is done. */
 static void finish(struct scow_queue *q, struct request *r)
 {
@@ -271,7 +303,8 @@ static void walk_parts(struct scow_queue *q, struct request *r)
     if (unlikely(r->epoch_bucket == EPOCH_NOT_COUNTED)) /* it was starved */
         r->epoch_bucket = epoch_enter(&q->epoch);
     while (r->walked < r->bytes && !r->result) {
-        const enum started how = r->kind != REQUEST_WRITE         ? NOT_HERE
+        const enum started how = r->by_hand                       ? start_raw_zeros(q, r)
+                                 : r->kind != REQUEST_WRITE       ? NOT_HERE
                                  : r->flags & SCOW_REQ_COMPRESSED ? start_compressed(q, r)
                                                                   : start_in_place(q, r);
 
@@ -310,7 +343,7 @@ void write_walk(struct scow_queue *q, struct request *r)
         break;
     case REQUEST_DISCARD:
     case REQUEST_ZERO:
-        if (is_raw(q)) {
+        if (is_raw(q) && !r->by_hand) {
             raw_discard(q, r);
             break;
         }

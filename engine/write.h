@@ -13,6 +13,9 @@ void write_walk(struct scow_queue *q, struct request *r);
 /* The owner, or the allocator, has answered. */
 void write_answered(struct scow_queue *q, struct request *r);
 
+/* The file cannot punch or zero: the one part of a raw image's discard or write_zeroes. */
+void write_unsupported(struct scow_queue *q, struct request *r);
+
 /* A part is done. */
 void write_part_done(struct scow_queue *q, struct request *r);
 

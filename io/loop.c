@@ -12,6 +12,8 @@
 /* Empty turns before a loop sleeps. A wake-up costs two system calls and a switch; where the sender may need
  * this very core, spinning costs more. */
 #define SPIN_TURNS 64u
+#define SPIN_TURNS_CROWDED 4u
+#define CROWDED_CPUS 4
 
 static void pause_briefly(void)
 {
@@ -24,6 +26,8 @@ static void pause_briefly(void)
 
 void loop_run(struct loop *loop)
 {
+    const uint32_t spin_turns =
+        sysconf(_SC_NPROCESSORS_ONLN) <= CROWDED_CPUS ? SPIN_TURNS_CROWDED : SPIN_TURNS;
     uint32_t idle_turns = 0;
 
     while (!atomic_load_explicit(&loop->stop, memory_order_acquire)) {
@@ -31,7 +35,7 @@ void loop_run(struct loop *loop)
             idle_turns = 0;
             continue;
         }
-        if (++idle_turns < SPIN_TURNS) {
+        if (++idle_turns < spin_turns) {
             pause_briefly();
             continue;
         }

@@ -83,8 +83,8 @@ SHARDCOW_HOLDS = [
     ("qcow2", "data.qcow2", ("-r",), "qcow2", "data.qcow2", True),
     ("qcow2", "below.qcow2", (), "qcow2", "top.qcow2", True),
 ]
-# With at least one writer: (holder: flags, format, file), (contender: flags, format, file). QEMU with itself says
-# what is allowed; the combinations with shardcow on one side, and on both, have to agree.
+# With at least one writer: (holder: flags, format, file), (contender: flags, format, file). QEMU with itself
+# says what is allowed; the combinations with shardcow on one side, and on both, have to agree.
 WRITERS = [
     ((), "qcow2", "top.qcow2", (), "qcow2", "top.qcow2"),
     ((), "qcow2", "top.qcow2", ("-r",), "qcow2", "top.qcow2"),

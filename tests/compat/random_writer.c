@@ -11,8 +11,6 @@
  * command looks at the file.
  */
 #include <errno.h>
-#include <fcntl.h>
-#include <getopt.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -22,17 +20,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <shardcow.h>
 
+#include "tests/compat/writer_settings.h"
+#include "tests/compat/writer_shadow.h"
+
 enum {
-    SECTOR = 512,
-    DEPTH = 64,
-    THREADS_MAX = 16,
     PIECES_MAX = 6,
     GAP_MAX = 96,
     FLIGHT_BYTES_MAX = 16 << 20,
@@ -41,22 +37,9 @@ enum {
 
 enum kind { WRITE, ZEROES, DISCARD, READ, FLUSH };
 
-struct settings {
-    const char *image_path, *shadow_path, *pause_command;
-    struct scow_open_options open;
-    uint32_t threads, phases;
-    double seconds;
-    uint64_t ops_max; /* of each thread and phase; 0: only the time counts */
-    uint64_t seed;
-    bool full_is_fine; /* -ENOSPC: what was written then may be there or not */
-};
-
-static struct settings settings = {.open = SCOW_OPEN_OPTIONS_INIT, .threads = 4, .phases = 2, .seconds = 0.7};
 static struct scow_image *image;
 static struct scow_info info = SCOW_INFO_INIT;
 static uint64_t image_bytes;
-static uint8_t *shadow;
-static int shadow_fd;
 static uint64_t deadline_ns;
 static atomic_bool failed; /* written by any thread, ends all */
 
@@ -76,19 +59,12 @@ struct worker {
     uint32_t index;
     uint64_t random_state;
     struct scow_queue *queue;
-    struct request requests[DEPTH];
+    struct request requests[WRITER_DEPTH];
     uint32_t in_flight, in_flight_target;
     uint64_t flight_bytes;
     uint64_t done, done_bytes, full;
     uint64_t near_off; /* where the last request was */
 };
-
-/* What is in flight, of all threads; the last one is the blocking thread's. */
-static pthread_mutex_t ranges_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct range {
-    uint64_t from, to;
-    bool reads;
-} ranges[THREADS_MAX + 1][DEPTH];
 
 static uint64_t now_ns(void)
 {
@@ -130,49 +106,7 @@ static bool finished(const struct worker *w)
            (settings.ops_max && w->done >= settings.ops_max);
 }
 
-/* ---- who has which sectors ---- */
-
-/* The range is widened to sectors. */
-static bool take_range(uint32_t thread, uint32_t slot, uint64_t off, uint64_t bytes, bool reads)
-{
-    const uint64_t from = off / SECTOR * SECTOR, to = (off + bytes + SECTOR - 1) / SECTOR * SECTOR;
-    bool mine = true;
-
-    pthread_mutex_lock(&ranges_lock);
-    for (uint32_t t = 0; t <= THREADS_MAX && mine; t++)
-        for (uint32_t i = 0; i < DEPTH && mine; i++)
-            mine = ranges[t][i].to <= from || ranges[t][i].from >= to || (reads && ranges[t][i].reads);
-    if (mine)
-        ranges[thread][slot] = (struct range){from, to, reads};
-    pthread_mutex_unlock(&ranges_lock);
-    return mine;
-}
-
-static void give_range(uint32_t thread, uint32_t slot)
-{
-    pthread_mutex_lock(&ranges_lock);
-    ranges[thread][slot] = (struct range){0};
-    pthread_mutex_unlock(&ranges_lock);
-}
-
 /* ---- what should be there ---- */
-
-static bool all_zeros(const uint8_t *p, size_t bytes)
-{
-    return bytes == 0 || (p[0] == 0 && memcmp(p, p + 1, bytes - 1) == 0);
-}
-
-/* Zero the shadow without making blocks of holes. */
-static void shadow_zero(uint64_t off, size_t bytes)
-{
-    while (bytes) {
-        const size_t part = bytes < 4096 - off % 4096 ? bytes : 4096 - off % 4096;
-        if (!all_zeros(shadow + off, part))
-            memset(shadow + off, 0, part);
-        off += part;
-        bytes -= part;
-    }
-}
 
 static bool is_right(const struct worker *w, const uint8_t *got, uint64_t off, size_t bytes, const char *what)
 {
@@ -209,7 +143,7 @@ static enum expected expected_after_discard(const struct request *r, uint64_t of
 /* A discard's range was read: take over what is allowed. */
 static void check_discard(struct worker *w, const struct request *r)
 {
-    const uint64_t unit_bytes = info.format == SCOW_FORMAT_RAW ? SECTOR : info.subcluster_bytes;
+    const uint64_t unit_bytes = info.format == SCOW_FORMAT_RAW ? SHADOW_SECTOR : info.subcluster_bytes;
     for (uint64_t off = r->off; off < r->off + r->bytes;) {
         uint64_t end = (off / unit_bytes + 1) * unit_bytes;
         if (end > r->off + r->bytes)
@@ -217,7 +151,7 @@ static void check_discard(struct worker *w, const struct request *r)
         const uint8_t *got = r->memory + (off - r->off);
         const enum expected e =
             info.format == SCOW_FORMAT_RAW ? EITHER : expected_after_discard(r, off, unit_bytes);
-        if (e == ZERO || (e == EITHER && all_zeros(got, end - off)))
+        if (e == ZERO || (e == EITHER && shadow_all_zeros(got, end - off)))
             shadow_zero(off, end - off);
         if (!is_right(w, got, off, end - off, "after a discard, a unit"))
             return;
@@ -232,7 +166,7 @@ static size_t choose_bytes(struct worker *w)
     static const uint64_t sectors_max[] = {1, 8, 16, 16, 128, 128, 512, 2048};
     const uint64_t kind = below(w, 100);
     const size_t class = kind < 55 ? kind % 4 : kind < 85 ? 4 + kind % 2 : kind < 97 ? 6 : 7;
-    return (size_t)(1 + below(w, sectors_max[class])) * SECTOR;
+    return (size_t)(1 + below(w, sectors_max[class])) * SHADOW_SECTOR;
 }
 
 /* Where is decided by the shadow: close to data, or a sparse image would be all holes. */
@@ -241,21 +175,21 @@ static void choose_range(struct worker *w, struct request *r)
     size_t bytes = choose_bytes(w);
     if (bytes > image_bytes)
         bytes = (size_t)image_bytes;
-    const uint64_t last = (image_bytes - bytes) / SECTOR * SECTOR;
+    const uint64_t last = (image_bytes - bytes) / SHADOW_SECTOR * SHADOW_SECTOR;
     const uint64_t kind = below(w, 100);
-    uint64_t off = below(w, last / SECTOR + 1) * SECTOR;
+    uint64_t off = below(w, last / SHADOW_SECTOR + 1) * SHADOW_SECTOR;
     if (kind < 3) {
         off = last;
     } else if (kind < 30) {
-        off = w->near_off + below(w, 64) * SECTOR;
+        off = w->near_off + below(w, 64) * SHADOW_SECTOR;
     } else if (kind < 50) {
         off = off / 4096 * 4096;
         bytes = bytes < 4096 ? bytes : bytes / 4096 * 4096;
     } else if (kind < 80 || image_bytes > (uint64_t)1 << 32) {
         const off_t data = lseek(shadow_fd, (off_t)off, SEEK_DATA);
-        const uint64_t back = below(w, 300) * SECTOR;
+        const uint64_t back = below(w, 300) * SHADOW_SECTOR;
         if (data >= 0)
-            off = (uint64_t)data / SECTOR * SECTOR;
+            off = (uint64_t)data / SHADOW_SECTOR * SHADOW_SECTOR;
         off = off > back ? off - back : off;
     }
     if (r->kind != WRITE && r->kind != READ && below(w, 2)) { /* whole clusters */
@@ -318,7 +252,7 @@ static bool prepare(struct worker *w, struct request *r)
         r->flags |= SCOW_REQ_MAY_UNMAP;
     choose_range(w, r);
     const uint32_t slot = (uint32_t)(r - w->requests);
-    if (r->bytes == 0 || !take_range(w->index, slot, r->off, r->bytes, r->kind == READ))
+    if (r->bytes == 0 || !range_take(w->index, slot, r->off, r->bytes, r->kind == READ))
         return false;
     if (r->kind == ZEROES)
         return true;
@@ -362,7 +296,7 @@ static void release(struct worker *w, struct request *r)
     free(r->memory);
     r->memory = NULL;
     r->busy = false;
-    give_range(w->index, (uint32_t)(r - w->requests));
+    range_give(w->index, (uint32_t)(r - w->requests));
 }
 
 static bool start(struct worker *w, struct request *r)
@@ -383,7 +317,7 @@ static bool start(struct worker *w, struct request *r)
 
 static void fill_queue(struct worker *w)
 {
-    for (uint32_t i = 0; i < DEPTH && w->in_flight < w->in_flight_target; i++) {
+    for (uint32_t i = 0; i < WRITER_DEPTH && w->in_flight < w->in_flight_target; i++) {
         struct request *r = &w->requests[i];
         if (r->busy)
             continue;
@@ -446,7 +380,7 @@ static void adopt(struct worker *w, struct request *r)
 static void reap(struct worker *w, const struct scow_completion *c)
 {
     struct request *r = c->user_data;
-    if (r < w->requests || r >= w->requests + DEPTH || !r->busy) {
+    if (r < w->requests || r >= w->requests + WRITER_DEPTH || !r->busy) {
         complain(w, "a completion of something that was not submitted");
         return;
     }
@@ -499,9 +433,9 @@ static void drain(struct worker *w)
 static void *run_worker(void *arg)
 {
     struct worker *w = arg;
-    static const uint32_t targets[] = {1, 2, 8, 32, DEPTH, DEPTH};
+    static const uint32_t targets[] = {1, 2, 8, 32, WRITER_DEPTH, WRITER_DEPTH};
     struct scow_queue_options options = SCOW_QUEUE_OPTIONS_INIT;
-    options.depth = DEPTH;
+    options.depth = WRITER_DEPTH;
     int ret = scow_queue_create(image, &options, &w->queue);
     if (ret) {
         complain(w, "creating a queue: %s: %s", strerror(-ret), scow_error());
@@ -515,8 +449,7 @@ static void *run_worker(void *arg)
             break;
     }
     drain(w);
-    ret = scow_queue_destroy(w->queue);
-    if (ret)
+    if ((ret = scow_queue_destroy(w->queue)) != 0)
         complain(w, "destroying a queue: %s", strerror(-ret));
     return NULL;
 }
@@ -536,7 +469,7 @@ static void blocking_call(struct worker *w, uint8_t *buf)
             complain(w, "scow_flush: %s: %s", strerror(-ret), scow_error());
         return;
     }
-    if (!take_range(THREADS_MAX, 0, off, bytes, dice < 4))
+    if (!range_take(WRITER_THREADS_MAX, 0, off, bytes, dice < 4))
         return;
     int ret;
     if (dice < 4) {
@@ -560,7 +493,7 @@ static void blocking_call(struct worker *w, uint8_t *buf)
                  scow_error());
     w->done++;
     w->done_bytes += bytes;
-    give_range(THREADS_MAX, 0);
+    range_give(WRITER_THREADS_MAX, 0);
 }
 
 static void *run_blocking(void *arg)
@@ -613,9 +546,7 @@ static bool pause_here(void)
         fprintf(stderr, "%s: scow_quiesce: %s: %s\n", settings.image_path, strerror(-ret), scow_error());
         return false;
     }
-    if (!settings.pause_command)
-        return true;
-    ret = system(settings.pause_command);
+    ret = settings.pause_command ? system(settings.pause_command) : 0;
     if (ret)
         fprintf(stderr, "after scow_quiesce(), with seed %" PRIu64 ": %s: %d\n", settings.seed,
                 settings.pause_command, ret);
@@ -647,157 +578,19 @@ static bool run_all(void)
     return good;
 }
 
-static int map_shadow(void)
-{
-    struct stat st;
-    shadow_fd = open(settings.shadow_path, O_RDWR | O_CLOEXEC);
-    if (shadow_fd < 0 || fstat(shadow_fd, &st)) {
-        fprintf(stderr, "%s: %s\n", settings.shadow_path, strerror(errno));
-        return 1;
-    }
-    if ((uint64_t)st.st_size != image_bytes) {
-        fprintf(stderr, "%s has %" PRIu64 " bytes, the image %" PRIu64 "\n", settings.shadow_path,
-                (uint64_t)st.st_size, image_bytes);
-        return 1;
-    }
-    void *map = mmap(NULL, image_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, shadow_fd, 0);
-    if (map == MAP_FAILED) {
-        fprintf(stderr, "%s: mmap: %s\n", settings.shadow_path, strerror(errno));
-        return 1;
-    }
-    shadow = map;
-    return 0;
-}
-
-static int usage(void)
-{
-    fprintf(stderr,
-            "usage: random_writer [--format qcow2|raw] [--backend auto|io_uring|threads] [--buffered]\n"
-            "  [--cache-bytes N] [--slice-bytes N] [--shards N] [--threads N] [--seconds S] [--ops N]\n"
-            "  [--phases N] [--pause-command COMMAND] [--detect-zeroes off|on|unmap] [--writethrough]\n"
-            "  [--no-punch] [--full-is-fine] [--seed N] IMAGE SHADOW.raw\n");
-    return 2;
-}
-
-static enum scow_detect_zeroes detect_zeroes(const char *value)
-{
-    return strcmp(value, "unmap") == 0 ? SCOW_DETECT_ZEROES_UNMAP
-           : strcmp(value, "on") == 0  ? SCOW_DETECT_ZEROES_ON
-                                       : SCOW_DETECT_ZEROES_OFF;
-}
-
-static int set_open_option(int option, const char *value)
-{
-    switch (option) {
-    case 'f':
-        settings.open.format = strcmp(value, "raw") == 0 ? SCOW_FORMAT_RAW : SCOW_FORMAT_QCOW2;
-        return 0;
-    case 'b':
-        settings.open.backend = strcmp(value, "io_uring") == 0  ? SCOW_BACKEND_IO_URING
-                                : strcmp(value, "threads") == 0 ? SCOW_BACKEND_THREADS
-                                                                : SCOW_BACKEND_AUTO;
-        return 0;
-    case 'u':
-        settings.open.io_mode = SCOW_IO_BUFFERED;
-        return 0;
-    case 'c':
-        settings.open.cache_bytes = strtoull(value, NULL, 0);
-        return 0;
-    case 'l':
-        settings.open.slice_bytes = (uint32_t)strtoul(value, NULL, 0);
-        return 0;
-    case 'h':
-        settings.open.shards = (uint32_t)strtoul(value, NULL, 0);
-        return 0;
-    case 'z':
-        settings.open.detect_zeroes = detect_zeroes(value);
-        return 0;
-    case 'w':
-        settings.open.flags |= SCOW_OPEN_WRITETHROUGH;
-        return 0;
-    case 'n':
-        settings.open.flags |= SCOW_OPEN_NO_PUNCH;
-        return 0;
-    default:
-        return -1;
-    }
-}
-
-static int set_option(int option, const char *value)
-{
-    switch (option) {
-    case 't':
-        settings.threads = (uint32_t)strtoul(value, NULL, 0);
-        return settings.threads <= THREADS_MAX ? 0 : -1;
-    case 's':
-        settings.seconds = strtod(value, NULL);
-        return 0;
-    case 'o':
-        settings.ops_max = strtoull(value, NULL, 0);
-        return 0;
-    case 'p':
-        settings.phases = (uint32_t)strtoul(value, NULL, 0);
-        return 0;
-    case 'P':
-        settings.pause_command = value;
-        return 0;
-    case 'F':
-        settings.full_is_fine = true;
-        return 0;
-    case 'r':
-        settings.seed = strtoull(value, NULL, 0);
-        return 0;
-    default:
-        return set_open_option(option, value);
-    }
-}
-
-static bool get_options(int argc, char **argv)
-{
-    static const struct option options[] = {
-        {"format", required_argument, NULL, 'f'},
-        {"backend", required_argument, NULL, 'b'},
-        {"buffered", no_argument, NULL, 'u'},
-        {"cache-bytes", required_argument, NULL, 'c'},
-        {"slice-bytes", required_argument, NULL, 'l'},
-        {"shards", required_argument, NULL, 'h'},
-        {"threads", required_argument, NULL, 't'},
-        {"seconds", required_argument, NULL, 's'},
-        {"ops", required_argument, NULL, 'o'},
-        {"phases", required_argument, NULL, 'p'},
-        {"pause-command", required_argument, NULL, 'P'},
-        {"detect-zeroes", required_argument, NULL, 'z'},
-        {"writethrough", no_argument, NULL, 'w'},
-        {"no-punch", no_argument, NULL, 'n'},
-        {"full-is-fine", no_argument, NULL, 'F'},
-        {"seed", required_argument, NULL, 'r'},
-        {NULL, 0, NULL, 0},
-    };
-    settings.seed = now_ns();
-    int option;
-    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1)
-        if (set_option(option, optarg))
-            return false;
-    if (argc - optind != 2)
-        return false;
-    settings.image_path = argv[optind];
-    settings.shadow_path = argv[optind + 1];
-    settings.open.open_child = scow_open_child_any;
-    settings.open.flags |= SCOW_OPEN_WRITE;
-    return true;
-}
-
 int main(int argc, char **argv)
 {
-    if (!get_options(argc, argv))
-        return usage();
+    settings.seed = now_ns();
+    if (!settings_from(argc, argv))
+        return settings_usage();
     int ret = scow_open(settings.image_path, &settings.open, &image);
     if (ret) {
         fprintf(stderr, "%s: %s: %s\n", settings.image_path, strerror(-ret), scow_error());
         return 1;
     }
     image_bytes = scow_size(image);
-    bool good = scow_get_info(image, &info) == 0 && map_shadow() == 0 && run_all();
+    bool good =
+        scow_get_info(image, &info) == 0 && shadow_map(settings.shadow_path, image_bytes) == 0 && run_all();
     ret = scow_close(image);
     if (ret) {
         fprintf(stderr, "%s: closing: %s: %s\n", settings.image_path, strerror(-ret), scow_error());

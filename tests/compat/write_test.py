@@ -86,7 +86,8 @@ class Writer:
         size = min(copy.size, 64 << 20)
 
         def some(count, kinds):
-            return variants.scatter(copy.folder, self.rng, size, count, kinds=kinds, cluster=copy.cluster_bytes)
+            return variants.scatter(copy.folder, self.rng, size, count, kinds=kinds,
+                                    cluster=copy.cluster_bytes)
 
         batches = [some(50, kinds)]
         if copy.format == "qcow2" and not copy.name.startswith("data-file"):
