@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# negative.sh SIMULATE [RUNS]: switches each guard off in turn and says how many seeds the simulator needed to
-# find a fault. A guard without which nothing fails is a failure of the simulator.
+# negative.sh SIMULATE [RUNS]: switches each guard off in turn and says what it took to find a fault: one of
+# the enumerated workloads, or how many seeds. A guard without which nothing fails is the simulator's fault.
 set -u
 simulate=$1
 runs=${2:-20000}
@@ -9,15 +9,23 @@ folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT
 cd "$folder" || exit 2
 missed=0
-printf '| guard | seeds needed | what was found |\n| --- | --- | --- |\n'
+
+# what was found, without the place
+fault() {
+    sed -n 's/^FAILED: \(seed [0-9]*[^:]*: \)\{0,1\}//p' found | head -1 | cut -c 1-100
+}
+
+printf '| guard | found by | what was found |\n| --- | --- | --- |\n'
 for guard in $("$simulate" --guards); do
-    if "$simulate" --without "$guard" --seed 1 --runs "$runs" --quiet >found 2>&1; then
-        printf '| %s | none of %s | |\n' "$guard" "$runs"
+    if ! "$simulate" --without "$guard" --enumerate --seed 1 --quiet >found 2>&1; then
+        script=$(sed -n 's/^FAILED: seed [0-9]* script \([^,]*\),.*/\1/p' found | head -1)
+        printf '| %s | enumerated workload %s | %s |\n' "$guard" "$script" "$(fault)"
+    elif ! "$simulate" --without "$guard" --seed 1 --runs "$runs" --quiet >found 2>&1; then
+        seed=$(sed -n 's/^replay: simulate --seed \([0-9]*\).*/\1/p' found | head -1)
+        printf '| %s | seeds 1 to %s | %s |\n' "$guard" "$seed" "$(fault)"
+    else
+        printf '| %s | not found in %s seeds | |\n' "$guard" "$runs"
         missed=1
-        continue
     fi
-    seed=$(sed -n 's/^replay: simulate --seed \([0-9]*\).*/\1/p' found | head -1)
-    what=$(sed -n 's/^FAILED: \(seed [0-9]*, step [0-9]*, crash depth [0-9]*: \)\{0,1\}//p' found | head -1 | cut -c 1-90)
-    printf '| %s | %s | %s |\n' "$guard" "$seed" "$what"
 done
 exit $missed

@@ -8,8 +8,8 @@
  * Changes of the file's size are kept in order, as a journalling file system does: a crash keeps the first so
  * many of them.
  */
-#ifndef SIM_DISK_H
-#define SIM_DISK_H
+#ifndef SIM_SIM_DISK_H
+#define SIM_SIM_DISK_H
 
 #include <stdbool.h>
 #include <stddef.h>
