@@ -37,6 +37,7 @@ struct layer {
     uint32_t depth; /* 0: the image that was opened */
     struct file *file;
     struct file *data_file; /* where guest clusters are: file, unless the image names a data file */
+    bool raw_data_file;     /* and that is to be a raw image of its own */
     bool has_data_file;     /* it does (also with SCOW_OPEN_NO_IO, where data_file stays file) */
     struct layer *backing;  /* NULL at the end of the chain */
 

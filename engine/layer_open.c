@@ -145,6 +145,7 @@ static int open_qcow2(struct layer *layer, uint32_t slice_bytes, bool no_io)
         return r;
     layer->virtual_bytes = round_down(layer->header.virtual_bytes, SECTOR_BYTES); /* as QEMU */
     layer->has_data_file = layer->header.incompatible & INCOMPAT_DATA_FILE;
+    layer->raw_data_file = layer->has_data_file && layer->header.autoclear & AUTOCLEAR_DATA_FILE_RAW;
     layer->plain_entries = !layer->header.extended_l2 && !layer->has_data_file;
     set_geometry(layer, slice_bytes);
     return no_io ? 0 : load_map(layer);

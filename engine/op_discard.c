@@ -103,7 +103,7 @@ static bool zero_subclusters(struct shard *s, struct op *op, uint64_t cluster_of
 /* The data file is to be a raw image of its own: what it holds is what the guest sees. */
 static bool is_raw(const struct op *op)
 {
-    return op->layer->has_data_file && op->layer->header.autoclear & AUTOCLEAR_DATA_FILE_RAW;
+    return op->layer->raw_data_file;
 }
 
 static uint64_t whole_clusters_end(const struct op *op)
