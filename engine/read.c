@@ -315,13 +315,14 @@ static void transfer_done(struct scow_queue *q, struct transfer *t)
 {
     struct request *r = t->request;
 
-    if (unlikely(t->io.result == -EOPNOTSUPP) && (t->io.kind == IO_PUNCH || t->io.kind == IO_ZERO)) {
-        transfer_give(q, t);
-        write_unsupported(q, r);
-        return;
-    }
-    if (unlikely(t->io.result < 0))
+    if (unlikely(t->io.result < 0)) {
+        if (t->io.result == -EOPNOTSUPP && (t->io.kind == IO_PUNCH || t->io.kind == IO_ZERO)) {
+            transfer_give(q, t);
+            write_unsupported(q, r);
+            return;
+        }
         io_failed(r, &t->io);
+    }
     if (unlikely(t->kind == TRANSFER_BOUNCED)) {
         if (t->io.result == 0 && t->io.kind == IO_READ)
             guest_buffer_copy(&r->buffer, t->at, (uint8_t *)t->bounce + t->skip, t->bytes);
