@@ -147,15 +147,32 @@ static struct punch *free_punch(struct freed_machine *m)
     return NULL;
 }
 
-static void start_punch(struct allocator *a, struct punch *p, uint64_t first, uint64_t count)
+/* What a punch gives back is whole blocks of the file system; part of one it would clear through the page
+ * cache, against the direct writes beside it. */
+#define PUNCH_BLOCK_BYTES 4096u
+
+/* Of clusters, the whole blocks. False: there is none. */
+static bool whole_blocks(const struct allocator *a, uint64_t first, uint64_t count, uint64_t *ret_off,
+                         uint64_t *ret_bytes)
 {
     const uint32_t bits = a->layer->header.cluster_bits;
+    const uint64_t from = round_up(first << bits, PUNCH_BLOCK_BYTES);
+    const uint64_t to = round_down((first + count) << bits, PUNCH_BLOCK_BYTES);
 
+    if (from >= to)
+        return false;
+    *ret_off = from;
+    *ret_bytes = to - from;
+    return true;
+}
+
+static void start_punch(struct allocator *a, struct punch *p, uint64_t first, uint64_t count, uint64_t off,
+                        uint64_t bytes)
+{
     p->busy = true;
     p->first = first;
     p->count = count;
-    p->io.io =
-        (struct io){.kind = IO_PUNCH, .file = a->layer->file, .off = first << bits, .length = count << bits};
+    p->io.io = (struct io){.kind = IO_PUNCH, .file = a->layer->file, .off = off, .length = bytes};
     a->freed.punches_busy++;
     if (!GUARD(I5))
         lower_all(a, first, count);
@@ -186,14 +203,14 @@ static bool is_busy(const struct freed_machine *m, uint64_t cluster)
 static bool take_piece(struct allocator *a, struct freed_run *run)
 {
     const uint64_t max = MAX(1u, PUNCH_BYTES_MAX >> a->layer->header.cluster_bits);
-    uint64_t n;
+    uint64_t n, off, bytes;
 
     if (is_busy(&a->freed, run->first))
         return false;
     n = last_references(a, run->first, MIN(run->count, max));
     if (!n) {
         lower_all(a, run->first, n = 1);
-    } else if (a->freed.cannot_punch) {
+    } else if (a->freed.cannot_punch || !whole_blocks(a, run->first, n, &off, &bytes)) {
         counter_add(&a->skipped, n);
         lower_all(a, run->first, n);
     } else {
@@ -201,7 +218,7 @@ static bool take_piece(struct allocator *a, struct freed_run *run)
 
         if (!p)
             return false;
-        start_punch(a, p, run->first, n);
+        start_punch(a, p, run->first, n, off, bytes);
     }
     run->first += n;
     run->count -= n;

@@ -38,7 +38,9 @@ struct file {
     bool direct;    /* O_DIRECT */
     bool shared;    /* the description is the caller's: its flags stay as they are */
     bool block_device;
-    bool in_memory; /* tmpfs: reserved space is cleared memory, and wins nothing */
+    bool in_memory;     /* tmpfs: reserved space is cleared memory, and wins nothing */
+    bool own_lock_fd;   /* lock_fd is open for the locks alone */
+    int lock_fd;        /* that image_lock()'s locks go with, while locked */
     bool locked;        /* image_lock() holds locks on it */
     uint32_t io_align;  /* of offsets and lengths, at least mem_align; 1 when buffered */
     uint32_t mem_align; /* of buffers; 1 when buffered */

@@ -25,7 +25,7 @@ static int lock_byte(const struct file *f, int byte, short type)
 {
     struct flock fl = {.l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
 
-    return fcntl(f->fd, F_OFD_SETLK, &fl) < 0 ? -errno : 0;
+    return fcntl(f->lock_fd, F_OFD_SETLK, &fl) < 0 ? -errno : 0;
 }
 
 /* Whether another description holds the byte. */
@@ -33,7 +33,7 @@ static int byte_is_held(const struct file *f, int byte)
 {
     struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
 
-    if (fcntl(f->fd, F_OFD_GETLK, &fl) < 0)
+    if (fcntl(f->lock_fd, F_OFD_GETLK, &fl) < 0)
         return -errno;
     return fl.l_type != F_UNLCK;
 }
@@ -42,7 +42,7 @@ static void unlock_all(const struct file *f)
 {
     struct flock fl = {.l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = USED_BYTE, .l_len = 104};
 
-    (void)fcntl(f->fd, F_OFD_SETLK, &fl);
+    (void)fcntl(f->lock_fd, F_OFD_SETLK, &fl);
 }
 
 /* Whether the file /proc/PID/fdinfo/FD tells of a lock on this inode that covers byte. */
@@ -132,12 +132,32 @@ static int lock_failed(const struct file *f, int err, int byte)
     return error_set(err, "%s: failed to lock byte %d: %s", file_name(f), byte, strerror(-err));
 }
 
-int image_lock(struct file *f, uint32_t used, uint32_t denied)
+/* The locks go with an open file description of their own: rings keep those of registered files for a while
+ * after their process was killed, and a successor would find the image locked. Where the file cannot be
+ * opened again they go with the file's. */
+static void open_lock_fd(struct file *f)
+{
+    char path[64];
+
+    snprintf(path, sizeof path, "/proc/self/fd/%d", f->fd);
+    f->lock_fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    f->own_lock_fd = f->lock_fd >= 0;
+    if (!f->own_lock_fd)
+        f->lock_fd = f->fd;
+}
+
+static void close_lock_fd(struct file *f)
+{
+    if (f->own_lock_fd)
+        close(f->lock_fd);
+    f->own_lock_fd = false;
+    f->lock_fd = -1;
+}
+
+static int take_locks(struct file *f, uint32_t used, uint32_t denied)
 {
     int ret;
 
-    if (f->fd < 0)
-        return 0;
     for (int i = 0; i < PERMISSIONS; i++) {
         if ((used & (1u << i)) && (ret = lock_byte(f, USED_BYTE + i, F_RDLCK)) < 0)
             return lock_failed(f, ret, USED_BYTE + i);
@@ -156,13 +176,28 @@ int image_lock(struct file *f, uint32_t used, uint32_t denied)
                 return ret < 0 ? lock_failed(f, ret, USED_BYTE + i) : conflict(f, i, USED_BYTE + i);
         }
     }
-    f->locked = true;
     return 0;
+}
+
+int image_lock(struct file *f, uint32_t used, uint32_t denied)
+{
+    int ret;
+
+    if (f->fd < 0)
+        return 0;
+    open_lock_fd(f);
+    ret = take_locks(f, used, denied);
+    f->locked = ret == 0;
+    if (ret < 0)
+        close_lock_fd(f);
+    return ret;
 }
 
 void image_unlock(struct file *f)
 {
-    if (f->locked)
-        unlock_all(f);
+    if (!f->locked)
+        return;
+    unlock_all(f);
+    close_lock_fd(f);
     f->locked = false;
 }

@@ -45,7 +45,7 @@ static atomic_bool failed; /* written by any thread, ends all */
 
 struct request {
     enum kind kind;
-    bool busy, verifies; /* a discard: its range is being read */
+    bool busy, verifies, adopts; /* its range is being read: after a discard, to be taken over */
     uint32_t flags;
     uint64_t off;
     size_t bytes;
@@ -242,7 +242,7 @@ static bool prepare(struct worker *w, struct request *r)
 {
     const uint64_t dice = below(w, 100);
     r->kind = dice < 52 ? WRITE : dice < 64 ? ZEROES : dice < 74 ? DISCARD : dice < 96 ? READ : FLUSH;
-    r->verifies = false;
+    r->verifies = r->adopts = false;
     r->memory = NULL;
     r->flags = r->kind != READ && r->kind != FLUSH && below(w, 24) == 0 ? SCOW_REQ_FUA : 0;
     r->off = r->bytes = 0;
@@ -348,7 +348,10 @@ static bool apply(struct worker *w, struct request *r)
         return true;
     case DISCARD:
         if (r->verifies) {
-            check_discard(w, r);
+            if (r->adopts)
+                memcpy(shadow + r->off, r->memory, r->bytes);
+            else
+                check_discard(w, r);
             return true;
         }
         r->verifies = true;
@@ -367,14 +370,8 @@ static void adopt(struct worker *w, struct request *r)
         r->memory = aligned_alloc(4096, (r->bytes + 4095) / 4096 * 4096);
     w->full++;
     r->kind = DISCARD;
-    r->verifies = true;
-    r->flags = 0;
-    r->iov_count = 0;
-    const int ret = scow_pread(image, r->memory, r->bytes, r->off);
-    if (ret)
-        complain(w, "reading back: %s: %s", strerror(-ret), scow_error());
-    else
-        memcpy(shadow + r->off, r->memory, r->bytes);
+    r->verifies = r->adopts = true;
+    start(w, r);
 }
 
 static void reap(struct worker *w, const struct scow_completion *c)
@@ -390,7 +387,6 @@ static void reap(struct worker *w, const struct scow_completion *c)
     w->done_bytes += r->bytes;
     if (c->ret == -ENOSPC && settings.full_is_fine && (r->kind == WRITE || r->kind == ZEROES)) {
         adopt(w, r);
-        release(w, r);
         return;
     }
     if (c->ret != 0)

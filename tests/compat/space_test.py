@@ -197,7 +197,7 @@ class Space:
         for clusters, stat in zip(expected, stats):
             most = max(most, clusters)
             # Holes that were never filled again count as what lived at most.
-            # The allocator has clusters of its own for tables, and another lease for each shard may be on its way.
+            # The allocator has clusters of its own for tables; each shard may have another lease on its way.
             bound = (most + 32 + 2 * 64 + stat["leased"] + stat["pending"]) * CLUSTER + 2 * MIB
             if not self.results.check(stat["size"] <= bound, f"{name}: {clusters} clusters", f"{stat}, {bound}"):
                 break
@@ -240,7 +240,7 @@ class Space:
         with open(shadow, "wb") as f:
             f.truncate(128 * MIB)
         with open(ballast, "wb") as f:
-            f.write(bytes(max(0, shutil.disk_usage(fs.path).free - 12 * MIB)))
+            f.write(bytes(max(0, shutil.disk_usage(fs.path).free - 6 * MIB)))
         r = run([self.options.random_writer, "--full-is-fine", "--threads", "4", "--shards", "3", "--seconds", "1",
                  "--seed", str(self.rng.randrange(1 << 32)), path, shadow], timeout=120)
         self.results.check(r.code == 0, f"{name}: writes", r)

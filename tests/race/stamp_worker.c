@@ -47,13 +47,16 @@ void stamp_worker_free(struct stamp_worker *w)
 
 /* ---- what to do next ---- */
 
-/* The granules that lie wholly in range; the disk's last one, which may be cut off, does not count. */
+/* The granules that lie wholly in range; the disk's last one, which may be cut off, when range goes to the
+ * end. */
 static struct stamp_range whole_granules(const struct stamps *s, struct stamp_range range)
 {
     const uint32_t granule = s->layout.granule_sectors;
     const uint32_t first = (range.first + granule - 1) / granule * granule;
-    const uint32_t end = (range.first + range.count) / granule * granule;
+    uint32_t end = range.first + range.count;
 
+    if (end != atomic_load(&s->sectors_now))
+        end = end / granule * granule;
     return (struct stamp_range){first, end > first ? end - first : 0};
 }
 
