@@ -126,7 +126,7 @@ static void finish(struct allocator *a)
         }
         m->failed++;
         m->error = m->status;
-        if (++m->failures >= FAILURES_MAX)
+        if (m->status != -ENOSPC && ++m->failures >= FAILURES_MAX)
             allocator_give_up(a, m->status);
     }
     m->last_ns = env_now_ns(a->image->env);

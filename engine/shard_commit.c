@@ -80,6 +80,17 @@ static void shard_copy(struct shard *s, struct note *note)
     shard_tell(s, note);
 }
 
+/* Nobody knows when slots will be clean. */
+static void fail_for_slot(struct shard *s, int err)
+{
+    struct list waiting = list_take(&s->for_slot);
+    struct list_node *n;
+
+    while ((n = list_pop(&waiting)))
+        op_fail(s, container_of(n, struct op, node), err,
+                "the metadata cache is full of changes that could not be written");
+}
+
 /* The commit has ended: only now are the slices as good as on disk, or everything is dirty again. */
 static void shard_commit_done(struct shard *s, struct note *note)
 {
@@ -88,6 +99,8 @@ static void shard_commit_done(struct shard *s, struct note *note)
     if (note->status < 0)
         s->sync_needed = true; /* the data that the copies would have named may still be in flight */
     s->copy_count = 0;
+    if (note->status < 0)
+        fail_for_slot(s, note->status);
     shard_run_all(s, &s->for_slot);
     shard_tell(s, note);
 }
