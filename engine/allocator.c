@@ -148,6 +148,12 @@ void allocator_report_corruption(struct allocator *a)
     allocator_notify(a);
 }
 
+void allocator_report_no_space(struct allocator *a)
+{
+    if (!atomic_exchange_explicit(&a->tight, true, memory_order_acq_rel))
+        allocator_notify(a);
+}
+
 static bool mark_corrupt(struct allocator *a)
 {
     if (likely(!atomic_load_explicit(&a->corruption, memory_order_acquire)))

@@ -191,6 +191,7 @@ struct allocator {
     struct lease own;             /* for L2 tables */
     uint64_t kept_end;       /* the file is never cut off below: space of unknown use that it had at open */
     uint64_t file_end;       /* the file's size, all below is allocated or a hole */
+    _Atomic bool tight;      /* any thread: a write has found no space; nothing is kept ahead any more */
     bool cannot_allocate;    /* no fallocate: extended by truncation */
     _Atomic bool corruption; /* reported, not yet in the header */
     bool marked;             /* the header says that the image is in use */
@@ -253,6 +254,8 @@ static inline void allocator_mutate(struct allocator *a)
 }
 /* Any thread: metadata that cannot be has been met. The header gets the corrupt bit, and writing ends. */
 void allocator_report_corruption(struct allocator *a);
+/* Any thread: a write found no space where clusters were thought to have theirs. */
+void allocator_report_no_space(struct allocator *a);
 /* No writes any more. */
 void allocator_give_up(struct allocator *a, int err);
 

@@ -285,7 +285,7 @@ static uint64_t ahead_bytes(const struct allocator *a)
 {
     const uint64_t wanted = a->image->options.preallocation_bytes;
 
-    if (a->counts.frugal)
+    if (a->counts.frugal || atomic_load_explicit(&a->tight, memory_order_relaxed))
         return 0;
     return wanted ? wanted : MAX(AHEAD_BYTES_MIN, MIN(AHEAD_BYTES_MAX, a->file_end / 2));
 }
@@ -301,6 +301,8 @@ static uint64_t needed_end(const struct allocator *a)
 static void no_space(struct allocator *a)
 {
     struct counts_machine *m = &a->counts;
+
+    atomic_store_explicit(&a->tight, true, memory_order_relaxed);
 
     if (m->frugal) {
         settle_pass(a, -ENOSPC);
@@ -497,12 +499,29 @@ static bool pass_is_due(const struct allocator *a)
     return a->refcounts.dirty_count && env_now_ns(a->image->env) - m->since_ns >= interval;
 }
 
+/* Space is short, and some is kept ahead: it goes back. */
+static bool give_tail_back(struct allocator *a)
+{
+    const uint64_t end = needed_end(a);
+
+    if (likely(!atomic_load_explicit(&a->tight, memory_order_relaxed)) || end >= a->file_end ||
+        end < a->kept_end || a->cannot_allocate || a->closed)
+        return false;
+    if (file_truncate(a->layer->file, end) == 0)
+        a->file_end = end;
+    else
+        a->kept_end = a->file_end; /* not to be tried again */
+    return true;
+}
+
 bool counts_step(struct allocator *a)
 {
     struct counts_machine *m = &a->counts;
     const bool granted = !a->closed && grant_all(a);
 
     m->pool_wanted = pool_is_low(a) && !m->pool_in_pass && (m->pool_wanted || granted);
+    if (m->state == COUNTS_IDLE && give_tail_back(a))
+        return true;
     if (m->state != COUNTS_IDLE || a->closed || !pass_is_due(a))
         return granted;
     m->status = 0;

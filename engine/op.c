@@ -493,6 +493,8 @@ static void data_failed(struct shard *s, struct op *op)
 {
     const struct io *io = &op->io;
 
+    if (io->result == -ENOSPC && s->image->allocator)
+        allocator_report_no_space(s->image->allocator);
     (void)file_write_failed(io->file, io->result, io->off, io->bytes);
     op_fail(s, op, io->result, error_message());
 }

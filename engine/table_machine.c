@@ -72,7 +72,7 @@ static void start_job(struct allocator *a, struct table_job *job, bool fresh)
                                  .bytes = a->layer->header.cluster_bytes,
                                  .buf = job->buffer};
         allocator_start_io(a, &job->io, old_table_read);
-    } else if (fresh) { /* reads as zeros already */
+    } else if (fresh && !a->cannot_allocate) { /* reads as zeros already, in space that is reserved */
         end_job(a, job, 0);
     } else {
         memset(job->buffer, 0, a->layer->header.cluster_bytes);
