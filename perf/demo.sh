@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: MIT
 #
 # perf/demo.sh: the main job on real input. Installs what is missing (as root, on Debian 12), builds, makes a
-# disk image from this machine's /usr, reads and checks it on all cores, and measures it beside the raw file.
+# disk image from this machine's /usr, reads and checks it on all cores, measures it beside the raw file, and
+# writes to an overlay.
 set -eu
 cd "$(dirname "$0")/.."
 top=$PWD
@@ -67,3 +68,10 @@ for ((n = 2; n < cores; n *= 2)); do scale+=,$n; done
 say "Random 4 KiB reads, 64 in flight per queue: the image beside the raw file"
 show shardcow bench --rw randread --bs 4k --depth 64 --seconds "$seconds" --rounds 5 \
     --scale "$scale" --compare-raw disk.raw disk.qcow2
+
+say "Writing: an overlay over it, $cores queue(s), a flush after every 64 writes; then what QEMU says"
+show shardcow create -q -b disk.qcow2 -F qcow2 overlay.qcow2
+show shardcow bench --rw randwrite --bs 4k --depth 32 --queues "$cores" --flush-every 64 \
+    --seconds "$seconds" overlay.qcow2
+show shardcow check overlay.qcow2
+show qemu-img check overlay.qcow2
