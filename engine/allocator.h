@@ -55,10 +55,7 @@ struct counts_machine {
     struct list wanting; /* lease notes: asked */
     bool pool_wanted, pool_in_pass;
     struct lease pool_new;
-    bool own_wanted; /* the allocator's own lease runs low */
-    bool own_in_pass;
-    int32_t own_status; /* of the last attempt */
-    struct lease own_new;
+    int32_t pool_status;      /* of the last attempt to fill it */
     uint64_t want_contiguous; /* clusters in one run, for a larger L1; 0: none */
     bool contiguous_in_pass;
     struct lease contiguous; /* the answer */
@@ -187,8 +184,7 @@ struct allocator {
     struct list tables_waiting; /* notes */
     struct control_machine control;
 
-    struct lease pool, pool_next; /* durable, for the shards' leases */
-    struct lease own;             /* for L2 tables */
+    struct lease pool, pool_next; /* durable: the shards' leases, and L2 tables, come from it */
     uint64_t kept_end;       /* the file is never cut off below: space of unknown use that it had at open */
     uint64_t file_end;       /* the file's size, all below is allocated or a hole */
     _Atomic bool tight;      /* any thread: a write has found no space; nothing is kept ahead any more */
@@ -266,6 +262,8 @@ bool freed_step(struct allocator *a);
 bool tables_step(struct allocator *a);
 bool control_step(struct allocator *a);
 
+/* A cluster of the pool. False: none is there; one is on its way, or counts.pool_status says why not. */
+bool counts_take_one(struct allocator *a, uint64_t *ret_first, bool *ret_fresh);
 bool counts_idle(const struct allocator *a);
 /* Returns what counts.passes must reach for everything of now to be durable. */
 uint64_t counts_request(struct allocator *a);

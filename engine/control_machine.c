@@ -65,7 +65,6 @@ static void free_returned(struct allocator *a, struct freed_list *returned)
 {
     return_clusters(a, &a->pool, returned);
     return_clusters(a, &a->pool_next, returned);
-    return_clusters(a, &a->own, returned);
     if (freed_give(a, returned) < 0)
         lower_list(a, returned);
 }

@@ -13,9 +13,6 @@
 #include "base/guard.h"
 #include "engine/allocator.h"
 
-/* Clusters for L2 tables at a time: what is not used stays as a hole when the image is closed. */
-#define OWN_LEASE 16u
-#define OWN_LEASE_BYTES (1u << 20)
 /* Durable ahead of its use: so many clusters, this part of the image, no more than so many bytes. */
 #define POOL_MIN 64u
 #define POOL_MAX 2048u
@@ -23,7 +20,7 @@
 #define POOL_BYTES_MAX (128u << 20)
 /* A lease is at most this part of the pool, but may have so many clusters: what is not used of leases stays
  * as holes. */
-#define LEASE_FRACTION 4u
+#define LEASE_FRACTION 16u
 #define LEASE_FLOOR 16u
 #define AHEAD_BYTES_MAX (128ull << 20)
 #define AHEAD_BYTES_MIN (1ull << 20)
@@ -73,6 +70,23 @@ static uint64_t pool_clusters(const struct allocator *a)
     return a->pool.clusters + a->pool_next.clusters;
 }
 
+static void swap_pools(struct allocator *a)
+{
+    if (a->pool.clusters || !a->pool_next.clusters)
+        return;
+    a->pool = a->pool_next;
+    a->pool_next = (struct lease){0};
+}
+
+bool counts_take_one(struct allocator *a, uint64_t *ret_first, bool *ret_fresh)
+{
+    swap_pools(a);
+    if (lease_take(&a->pool, 1, ret_first, ret_fresh))
+        return true;
+    a->counts.pool_wanted |= !a->counts.pool_in_pass;
+    return false;
+}
+
 /* Whoever wants a lease has one at once, while there is something durable to give. */
 static bool grant_all(struct allocator *a)
 {
@@ -82,10 +96,7 @@ static bool grant_all(struct allocator *a)
     while (!list_empty(&m->wanting) && pool_clusters(a) && !control_holds_leases(a)) {
         struct note *note = container_of(m->wanting.head, struct note, node);
 
-        if (!a->pool.clusters) {
-            a->pool = a->pool_next;
-            a->pool_next = (struct lease){0};
-        }
+        swap_pools(a);
         list_pop(&m->wanting);
         carve(a, MIN(note->clusters_wanted, MAX(LEASE_FLOOR, a->pool.clusters / LEASE_FRACTION)),
               &note->lease);
@@ -117,6 +128,7 @@ static void settle_pass(struct allocator *a, int status)
 
     if (m->pool_in_pass) {
         m->pool_in_pass = false;
+        m->pool_status = status;
         if (status == 0)
             fill_pool(a, &m->pool_new);
         else
@@ -125,14 +137,6 @@ static void settle_pass(struct allocator *a, int status)
     (void)grant_all(a);
     if (status < 0)
         refuse_all(a, status);
-    if (m->own_in_pass) {
-        m->own_in_pass = false;
-        m->own_status = status;
-        if (status == 0)
-            a->own = m->own_new;
-        else
-            undo_lease(a, &m->own_new);
-    }
     if (m->contiguous_in_pass) {
         m->contiguous_in_pass = false;
         m->contiguous_status = status;
@@ -317,17 +321,14 @@ static void no_space(struct allocator *a)
     }
     m->frugal = true;
     m->state = COUNTS_IDLE;
-    if (m->pool_in_pass)
+    const bool pool = m->pool_in_pass;
+
+    if (pool)
         undo_lease(a, &m->pool_new);
     m->pool_in_pass = false;
-    const bool own = m->own_in_pass;
-
-    if (own)
-        undo_lease(a, &m->own_new);
-    m->own_in_pass = false;
     if (m->contiguous_in_pass)
         undo_lease(a, &m->contiguous);
-    m->own_wanted |= own;
+    m->pool_wanted |= pool;
     m->contiguous_in_pass = false;
     m->wanted_pass = MAX(m->wanted_pass, m->passes + 1);
     refcounts_unmake(&a->refcounts, m->fresh_before);
@@ -398,7 +399,7 @@ static uint64_t pool_size(const struct allocator *a)
 
 static bool pool_is_low(const struct allocator *a)
 {
-    return !a->pool_next.clusters && a->pool.clusters < pool_size(a) / 2;
+    return !a->pool_next.clusters && a->pool.clusters < MAX(1u, pool_size(a) / 2);
 }
 
 static bool touches(const struct lease *l, uint64_t first, uint64_t count)
@@ -448,13 +449,6 @@ static int take(struct allocator *a, uint64_t clusters, bool contiguous, struct 
     return r;
 }
 
-static uint64_t own_size(const struct allocator *a)
-{
-    const uint64_t by_bytes = OWN_LEASE_BYTES >> a->layer->header.cluster_bits;
-
-    return a->counts.frugal ? 1 : MAX(1u, MIN(OWN_LEASE, by_bytes));
-}
-
 static void take_for_pool(struct allocator *a)
 {
     struct counts_machine *m = &a->counts;
@@ -466,19 +460,16 @@ static void take_for_pool(struct allocator *a)
         fill_pool(a, &m->pool_new);
     else if (r == 0)
         m->pool_in_pass = true;
-    else if (!passing(r) && !pool_clusters(a))
+    else
+        m->pool_status = r;
+    if (r < 0 && !passing(r) && !pool_clusters(a))
         refuse_all(a, r);
 }
 
-static void take_own(struct allocator *a)
+static void take_contiguous(struct allocator *a)
 {
     struct counts_machine *m = &a->counts;
 
-    if (m->own_wanted && !control_holds_leases(a)) {
-        m->own_wanted = false;
-        m->own_status = take(a, own_size(a), false, &m->own_new);
-        m->own_in_pass = m->own_status == 0;
-    }
     if (m->want_contiguous) {
         m->contiguous_status = take(a, m->want_contiguous, true, &m->contiguous);
         m->contiguous_in_pass = m->contiguous_status == 0;
@@ -494,7 +485,7 @@ static bool pass_is_due(const struct allocator *a)
 
     if (m->passes < m->wanted_pass || m->want_contiguous)
         return true;
-    if ((m->own_wanted || m->pool_wanted || !list_empty(&m->wanting)) && !control_holds_leases(a))
+    if ((m->pool_wanted || !list_empty(&m->wanting)) && !control_holds_leases(a))
         return true;
     return a->refcounts.dirty_count && env_now_ns(a->image->env) - m->since_ns >= interval;
 }
@@ -530,13 +521,14 @@ bool counts_step(struct allocator *a)
     if (!control_holds_leases(a))
         m->status = allocator_mark(a);
     if (m->status < 0) {
+        m->pool_status = m->status;
         refuse_all(a, m->status);
         end_pass(a, m->status);
         return true;
     }
     if (!control_holds_leases(a) && (m->pool_wanted || !list_empty(&m->wanting)))
         take_for_pool(a);
-    take_own(a);
+    take_contiguous(a);
     start_extend(a);
     return true;
 }

@@ -126,12 +126,11 @@ static bool take_note(struct allocator *a, struct note *note)
         allocator_answer_note(a, note, -ENOMEM);
         return true;
     }
-    if (!lease_take(&a->own, 1, &first, &fresh)) {
-        if (a->counts.own_status < 0 && a->counts.own_status != -EAGAIN) {
-            allocator_answer_note(a, note, a->counts.own_status);
-            return true;
-        }
-        return false;
+    if (!counts_take_one(a, &first, &fresh)) {
+        if (a->counts.pool_status == 0 || a->counts.pool_status == -EAGAIN)
+            return false;
+        allocator_answer_note(a, note, a->counts.pool_status);
+        return true;
     }
     job->busy = true;
     job->l1_index = note->l1_index;
@@ -152,9 +151,13 @@ bool tables_idle(const struct allocator *a)
 
 bool tables_step(struct allocator *a)
 {
-    struct list waiting = list_take(&a->tables_waiting);
+    struct list waiting;
     struct list_node *n;
     bool any = false;
+
+    if (control_holds_leases(a))
+        return false;
+    waiting = list_take(&a->tables_waiting);
 
     while ((n = list_pop(&waiting))) {
         if (take_note(a, container_of(n, struct note, node)))
@@ -162,13 +165,7 @@ bool tables_step(struct allocator *a)
         else
             list_push(&a->tables_waiting, n);
     }
-    if (list_empty(&a->tables_waiting)) {
-        a->counts.own_status = 0; /* the next that needs one asks anew */
-    } else if (!a->own.clusters && !a->counts.own_in_pass && !a->counts.own_wanted &&
-               !control_holds_leases(a)) {
-        a->own = (struct lease){0};
-        a->counts.own_wanted = true;
-        any = true;
-    }
+    if (list_empty(&a->tables_waiting))
+        a->counts.pool_status = 0; /* the next that needs one asks anew */
     return any;
 }
