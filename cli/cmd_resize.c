@@ -47,7 +47,9 @@ static int find_size(int argc, char **argv)
 {
     const char *word = argc > 2 ? argv[argc - 1] : "";
 
-    return isdigit((unsigned char)word[*word == '+' || *word == '-']) ? argc - 1 : 0;
+    if (*word == '+' || *word == '-')
+        word++;
+    return isdigit((unsigned char)*word) ? argc - 1 : 0;
 }
 
 static int take_size(struct resize_args *resize, struct arguments *args, const char *word)

@@ -60,12 +60,14 @@ static void signal_fd(int fd)
 static int64_t transfer(const struct io *io)
 {
     const bool whole = io->done == 0 && io->iov_count;
-    const struct iovec rest = whole ? (struct iovec){0} : io_rest(io);
+    struct iovec rest = {0};
     const struct iovec *iov = whole ? io->iov : &rest;
     const int count = whole ? io->iov_count : 1;
     const off_t off = (off_t)(io->off + io->done);
     ssize_t n;
 
+    if (!whole)
+        rest = io_rest(io);
     if (io->kind == IO_WRITE)
         n = pwritev2(io->file->fd, iov, count, off, io->flags & IO_DURABLE ? RWF_DSYNC : 0);
     else
