@@ -188,6 +188,7 @@ struct allocator {
     uint64_t kept_end;       /* the file is never cut off below: space of unknown use that it had at open */
     uint64_t file_end;       /* the file's size, all below is allocated or a hole */
     _Atomic bool tight;      /* any thread: a write has found no space; nothing is kept ahead any more */
+    bool tail_stays;         /* cutting off what is kept ahead has failed */
     bool cannot_allocate;    /* no fallocate: extended by truncation */
     _Atomic bool corruption; /* reported, not yet in the header */
     bool marked;             /* the header says that the image is in use */

@@ -496,12 +496,12 @@ static bool give_tail_back(struct allocator *a)
     const uint64_t end = needed_end(a);
 
     if (likely(!atomic_load_explicit(&a->tight, memory_order_relaxed)) || end >= a->file_end ||
-        end < a->kept_end || a->cannot_allocate || a->closed)
+        end < a->kept_end || a->cannot_allocate || a->closed || a->tail_stays)
         return false;
     if (file_truncate(a->layer->file, end) == 0)
         a->file_end = end;
     else
-        a->kept_end = a->file_end; /* not to be tried again */
+        a->tail_stays = true; /* not to be tried again before the end */
     return true;
 }
 

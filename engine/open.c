@@ -47,7 +47,7 @@ static int check_options(const struct scow_open_options *o)
             return error_set(-EINVAL, "open options: a reserved field is set");
     if (o->flags & ~OPEN_FLAGS_KNOWN)
         return error_set(-EINVAL, "open options: unknown flags 0x%" PRIx32, o->flags & ~OPEN_FLAGS_KNOWN);
-    if (o->flags & SCOW_OPEN_WRITE && o->flags & SCOW_OPEN_NO_IO)
+    if (o->flags & SCOW_OPEN_WRITE && o->flags & SCOW_OPEN_NO_IO && !(o->flags & SCOW_OPEN_REPAIR))
         return error_set(-EINVAL, "open options: SCOW_OPEN_WRITE and SCOW_OPEN_NO_IO exclude each other");
     if (o->flags & SCOW_OPEN_REPAIR && !(o->flags & SCOW_OPEN_WRITE))
         return error_set(-EINVAL, "open options: SCOW_OPEN_REPAIR needs SCOW_OPEN_WRITE");

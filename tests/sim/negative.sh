@@ -3,12 +3,13 @@
 # negative.sh SIMULATE [RUNS]: switches each guard off in turn and says what it took to find a fault: one of
 # the enumerated workloads, or how many seeds. A guard without which nothing fails is the simulator's fault.
 set -u
-simulate=$1
+simulate=$(realpath "$1")
 runs=${2:-20000}
 folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT
 cd "$folder" || exit 2
 missed=0
+guards=$("$simulate" --guards) || exit 2
 
 # what was found, without the place
 fault() {
@@ -16,7 +17,7 @@ fault() {
 }
 
 printf '| guard | found by | what was found |\n| --- | --- | --- |\n'
-for guard in $("$simulate" --guards); do
+for guard in $guards; do
     if ! "$simulate" --without "$guard" --enumerate --seed 1 --quiet >found 2>&1; then
         script=$(sed -n 's/^FAILED: seed [0-9]* script \([^,]*\),.*/\1/p' found | head -1)
         printf '| %s | enumerated workload %s | %s |\n' "$guard" "$script" "$(fault)"
