@@ -98,26 +98,35 @@ void control_answered(struct allocator *a, struct note *note)
     m->state = CONTROL_FREED;
 }
 
-/* The file ends with its last cluster in use; the header says that nobody has leases out. */
+/* Clusters were taken ahead and came back, so blocks may be left that count only themselves. What goes wrong
+ * here leaves a longer file, or goes wrong again at the end. */
+static void drop_blocks(struct allocator *a)
+{
+    if (atomic_load_explicit(&a->leased, memory_order_relaxed))
+        (void)refcounts_drop_last(&a->refcounts, div_round_up(a->kept_end, a->layer->header.cluster_bytes));
+}
+
+/* The file ends with its last cluster in use, and no longer than it was, if that was more; the header says
+ * that nobody has leases out. */
 static void finish_quiesce(struct allocator *a)
 {
     struct control_machine *m = &a->control;
     const uint32_t bits = a->layer->header.cluster_bits;
-    uint64_t used_end = 0;
+    uint64_t used_end = 0, end_bytes;
     int r = m->status;
 
     if (r == 0 && a->layer->data_file != a->layer->file) /* the pass before has synced the image itself */
         r = file_sync(a->layer->data_file);
     if (r == 0 && !a->layer->file->block_device) {
         r = refcounts_used_end(&a->refcounts, &used_end);
-        used_end = MAX(used_end, div_round_up(a->kept_end, a->layer->header.cluster_bytes));
-        if (r == 0 && used_end << bits < a->file_end) {
-            r = file_truncate(a->layer->file, used_end << bits);
+        end_bytes = MAX(used_end << bits, a->kept_end); /* kept_end need not be a multiple of clusters */
+        if (r == 0 && end_bytes < a->file_end) {
+            r = file_truncate(a->layer->file, end_bytes);
             if (r == 0) /* without the mark nobody would look for what a crash brings back */
                 r = file_sync(a->layer->file);
             if (r == 0) {
-                a->file_end = used_end << bits;
-                a->refcounts.fresh = used_end;
+                a->file_end = end_bytes;
+                a->refcounts.fresh = div_round_up(end_bytes, a->layer->header.cluster_bytes);
             }
         }
     }
@@ -170,8 +179,9 @@ static bool quiesce_step(struct allocator *a)
         return true;
     }
     if (m->state == CONTROL_FREED) {
-        if (!freed_idle(a))
+        if (!freed_idle(a) || !counts_idle(a))
             return false;
+        drop_blocks(a);
         m->state = CONTROL_COUNTS;
         m->counts_failed = a->counts.failed;
         m->counts_pass = counts_request(a);

@@ -42,6 +42,19 @@ static bool is_dirty(const struct refcount_slice *s)
     return s->dirty_from != s->dirty_to;
 }
 
+/* The slices of blocks from first to last, with what is dirty in them. */
+static void forget_blocks(struct refcounts *rc, uint64_t first, uint64_t last)
+{
+    for (uint32_t at = rc->cached_count; at-- > 0;) {
+        const uint64_t block = rc->cached[at]->index / rc->slices_per_block;
+
+        if (block < first || block > last)
+            continue;
+        rc->dirty_count -= is_dirty(rc->cached[at]);
+        forget_slice(rc, at);
+    }
+}
+
 /* One slice that is clean and was not looked at lately makes room. When none is clean the cache grows: what
  * is dirty is written soon. */
 static void evict_slice(struct refcounts *rc)
@@ -185,6 +198,16 @@ int refcounts_change(struct refcounts *rc, uint64_t cluster, int64_t by)
 
 /* ---- new blocks, a larger table ---- */
 
+/* Entry block of the table. */
+static void name_block(struct refcounts *rc, uint64_t block, uint64_t off)
+{
+    const bool clean = rc->table_dirty_from == rc->table_dirty_to;
+
+    rc->table[block] = off;
+    rc->table_dirty_from = clean ? block : MIN(rc->table_dirty_from, block);
+    rc->table_dirty_to = clean ? block + 1 : MAX(rc->table_dirty_to, block + 1);
+}
+
 /* A block that did not exist: all of it is to be written. */
 static int create_block(struct refcounts *rc, uint64_t block, uint64_t cluster)
 {
@@ -199,21 +222,10 @@ static int create_block(struct refcounts *rc, uint64_t block, uint64_t cluster)
             mark_dirty(rc, s, 0, rc->slice_bytes);
     }
     if (r < 0) { /* the slices that were made */
-        for (uint32_t at = rc->cached_count; at-- > 0;)
-            if (rc->cached[at]->index / rc->slices_per_block == block) {
-                rc->dirty_count--;
-                forget_slice(rc, at);
-            }
+        forget_blocks(rc, block, block);
         return r;
     }
-    rc->table[block] = cluster << rc->layer->header.cluster_bits;
-    if (rc->table_dirty_from == rc->table_dirty_to) {
-        rc->table_dirty_from = block;
-        rc->table_dirty_to = block + 1;
-    } else {
-        rc->table_dirty_from = MIN(rc->table_dirty_from, block);
-        rc->table_dirty_to = MAX(rc->table_dirty_to, block + 1);
-    }
+    name_block(rc, block, cluster << rc->layer->header.cluster_bits);
     if (cluster >= rc->fresh)
         rc->fresh = cluster + 1;
     if (rc->made_count < REFCOUNTS_MADE)
@@ -261,11 +273,7 @@ static int grow_table(struct refcounts *rc, uint64_t block)
         /* Blocks that were made lie beyond the table again: nobody looks at them. */
         for (uint64_t i = 0; i < blocks; i++)
             rc->table[block + i] = 0;
-        for (uint32_t at = rc->cached_count; at-- > 0;)
-            if (rc->cached[at]->index / rc->slices_per_block >= old_count) {
-                rc->dirty_count -= is_dirty(rc->cached[at]);
-                forget_slice(rc, at);
-            }
+        forget_blocks(rc, old_count, UINT64_MAX);
         rc->table_count = old_count;
         return r;
     }
@@ -441,6 +449,54 @@ int refcounts_used_end(struct refcounts *rc, uint64_t *ret)
     return 0;
 }
 
+static bool counts_only_itself(const struct refcounts *rc, uint64_t block)
+{
+    uint64_t sum = 0;
+
+    for (uint32_t k = 0; k < rc->slices_per_block; k++) {
+        const struct refcount_slice *s = rc->slices[block * rc->slices_per_block + k];
+
+        if (!s)
+            return false;
+        for (uint32_t i = 0; i < rc->slice_counts; i++)
+            sum += refcount_get(s->counts, rc->order, i);
+    }
+    return sum == 1;
+}
+
+/* All of it in memory. */
+static int load_block(struct refcounts *rc, uint64_t block)
+{
+    for (uint32_t k = 0; k < rc->slices_per_block; k++) {
+        struct refcount_slice *s;
+        const int r = load_slice(rc, block * rc->slices_per_block + k, &s);
+
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+int refcounts_drop_last(struct refcounts *rc, uint64_t kept_end)
+{
+    for (;;) {
+        uint64_t end, block;
+        int r = rc->table_moved ? 0 : refcounts_used_end(rc, &end);
+
+        if (r < 0 || rc->table_moved || end <= kept_end)
+            return r;
+        block = (end - 1) / counts_per_block(rc);
+        if (!block || (rc->table[block] & REFTABLE_OFF_MASK) != (end - 1) << rc->layer->header.cluster_bits)
+            return 0;
+        r = load_block(rc, block);
+        if (r < 0 || !counts_only_itself(rc, block))
+            return r;
+        forget_blocks(rc, block, block);
+        name_block(rc, block, 0);
+        rc->cursor = MIN(rc->cursor, end - 1);
+    }
+}
+
 /* ---- writing ---- */
 
 bool refcounts_next_write(struct refcounts *rc, uint8_t *buffer, uint64_t *ret_off, uint32_t *ret_bytes,
@@ -495,19 +551,6 @@ void refcounts_synced(struct refcounts *rc, bool durable)
     }
 }
 
-static bool counts_only_itself(const struct refcounts *rc, uint64_t block)
-{
-    uint64_t sum = 0;
-
-    for (uint32_t k = 0; k < rc->slices_per_block; k++) {
-        const struct refcount_slice *s = rc->slices[block * rc->slices_per_block + k];
-
-        for (uint32_t i = 0; s && i < rc->slice_counts; i++)
-            sum += refcount_get(s->counts, rc->order, i);
-    }
-    return sum == 1;
-}
-
 void refcounts_unmake(struct refcounts *rc, uint64_t fresh)
 {
     const uint64_t per_block = counts_per_block(rc);
@@ -520,11 +563,7 @@ void refcounts_unmake(struct refcounts *rc, uint64_t fresh)
             continue;
         }
         rc->table[block] = 0;
-        for (uint32_t at = rc->cached_count; at-- > 0;)
-            if (rc->cached[at]->index / rc->slices_per_block == block) {
-                rc->dirty_count -= is_dirty(rc->cached[at]);
-                forget_slice(rc, at);
-            }
+        forget_blocks(rc, block, block);
         rc->cursor = MIN(rc->cursor, block * per_block);
     }
     rc->made_count = 0;

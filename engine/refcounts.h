@@ -81,6 +81,13 @@ int refcounts_take(struct refcounts *rc, uint64_t clusters_wanted, bool contiguo
 int refcounts_used_end(struct refcounts *rc, uint64_t *ret);
 
 /*
+ * The blocks that count nothing but themselves, last in the file and not before kept_end, in clusters, go
+ * from the table, which is to be written; the file may then be cut before them. Nothing of them is being
+ * written. Blocking.
+ */
+int refcounts_drop_last(struct refcounts *rc, uint64_t kept_end);
+
+/*
  * The next piece of dirty counts: copied to buffer (of slice_bytes, aligned), with its place in the file, and
  * clean from now on. False when nothing is dirty. refcounts_written() says what became of it.
  */

@@ -33,7 +33,7 @@ struct model {
     uint64_t end; /* clusters beyond it have 0 */
     uint64_t seed;
     uint8_t *buffer;
-    uint64_t tables_moved;
+    uint64_t tables_moved, dropped;
 };
 
 static const char *path(void)
@@ -133,6 +133,16 @@ static int take(struct model *m, uint64_t wanted, bool contiguous)
     return r;
 }
 
+static bool is_metadata(const struct model *m, uint64_t cluster)
+{
+    const uint64_t table = m->rc.table_off >> m->bits;
+
+    for (uint64_t i = 0; i < m->rc.table_count; i++)
+        if (m->rc.table[i] >> m->bits == cluster)
+            return true;
+    return cluster >= table && cluster < table + m->rc.table_clusters;
+}
+
 static void change(struct model *m)
 {
     const uint64_t c = random_below(&m->seed, m->end + 3), before = get(m, c);
@@ -142,10 +152,7 @@ static void change(struct model *m)
 
     cr_assert_eq(before, m->counts[c], "cluster %" PRIu64, c);
     /* What describes the counts themselves stays. */
-    for (uint64_t i = 0; i < m->rc.table_count; i++)
-        if (m->rc.table[i] >> m->bits == c)
-            return;
-    if (c >= m->rc.table_off >> m->bits && c < (m->rc.table_off >> m->bits) + m->rc.table_clusters)
+    if (is_metadata(m, c))
         return;
     r = refcounts_change(&m->rc, c, by);
     if (low)
@@ -157,6 +164,44 @@ static void change(struct model *m)
     else /* nothing counts it yet */
         cr_assert(r == -EIO && before == 0, "%d: %s", r, error_message());
     cr_assert_eq(get(m, c), m->counts[c]);
+}
+
+static uint64_t model_end(const struct model *m)
+{
+    uint64_t end = m->end;
+
+    while (end && !m->counts[end - 1])
+        end--;
+    return end;
+}
+
+/* What comes back from leases leaves blocks that count only themselves; those at the end go. */
+static void drop_last(struct model *m)
+{
+    const uint64_t per_block = (uint64_t)m->rc.slice_counts * m->rc.slices_per_block;
+    const uint64_t from = random_below(&m->seed, m->end + 1), kept = random_below(&m->seed, from + 1);
+    uint64_t end;
+
+    for (uint64_t c = m->end; c-- > from;)
+        if (m->counts[c] && !is_metadata(m, c)) {
+            cr_assert_eq(refcounts_change(&m->rc, c, -(int64_t)m->counts[c]), 0, "%s", error_message());
+            m->counts[c] = 0;
+        }
+    while (!m->rc.table_moved && (end = model_end(m)) > kept) {
+        const uint64_t block = (end - 1) / per_block;
+        uint64_t others = 0;
+
+        for (uint64_t c = block * per_block; c < end - 1; c++)
+            others += m->counts[c];
+        if (m->rc.table[block] >> m->bits != end - 1 || others || m->counts[end - 1] != 1)
+            break;
+        m->counts[end - 1] = 0;
+        m->dropped++;
+    }
+    cr_assert_eq(refcounts_drop_last(&m->rc, kept), 0, "%s", error_message());
+    for (uint64_t block = 0; block < m->rc.table_count; block++)
+        cr_assert(!m->rc.table[block] || m->counts[m->rc.table[block] >> m->bits] == 1,
+                  "block %" PRIu64 " was dropped", block);
 }
 
 /* As the allocator does it: counts, table, header. Some writes fail and come again. */
@@ -235,8 +280,10 @@ static void run(uint32_t bits, uint32_t order, uint64_t seed, int ops, bool smal
             (void)take(&m, 1 + random_below(&m.seed, random_below(&m.seed, 4) ? 20 : 300), false);
         else if (dice < 18)
             (void)take(&m, 1 + random_below(&m.seed, 40), true);
-        else if (dice < 90)
+        else if (dice < 89)
             change(&m);
+        else if (dice < 90)
+            drop_last(&m);
         else if (dice < 99)
             write_all(&m);
         else
@@ -252,6 +299,8 @@ static void run(uint32_t bits, uint32_t order, uint64_t seed, int ops, bool smal
     close_image(&m);
     if (bits == 9 && order == 6)
         cr_assert_gt(m.tables_moved, 0, "the table never grew");
+    if (bits == 9 && order > 3)
+        cr_assert_gt(m.dropped, 0, "no block was dropped");
     free(m.counts);
     free(m.buffer);
 }
