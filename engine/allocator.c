@@ -82,6 +82,9 @@ static void take_note(struct allocator *a, struct note *note)
         note->epoch = atomic_load_explicit(&a->image->clock.now, memory_order_relaxed);
         list_push(&a->freed.drains, &note->node);
         break;
+    case NOTE_ROOM:
+        list_push(&a->counts.for_room, &note->node);
+        break;
     case NOTE_COPY:
     case NOTE_WRITE:
     case NOTE_DONE:

@@ -41,6 +41,14 @@ struct allocator_io {
 
 enum counts_state { COUNTS_IDLE, COUNTS_EXTEND, COUNTS_WRITE, COUNTS_SYNC };
 
+/* Before space is refused: what is freed but not free yet may do. */
+enum reclaim_state {
+    RECLAIM_NONE,
+    RECLAIM_COMMIT, /* a commit makes it durable that it is freed */
+    RECLAIM_DRAIN,  /* it goes its way (freed_machine.c) */
+    RECLAIM_RETRY,  /* now, or never */
+};
+
 #define COUNTS_IOS 8u
 
 struct counts_machine {
@@ -51,12 +59,16 @@ struct counts_machine {
     uint8_t *buffers[COUNTS_IOS]; /* one slice each */
     struct allocator_io step_io;  /* extend, sync */
     uint64_t extend_to;
-    bool frugal;         /* space is short: single clusters, nothing ahead */
-    struct list wanting; /* lease notes: asked */
+    bool frugal;          /* space is short: single clusters, nothing ahead */
+    struct list wanting;  /* lease notes: asked */
+    struct list for_room; /* room notes: asked */
     bool pool_wanted, pool_in_pass;
     struct lease pool_new;
-    int32_t pool_status;      /* of the last attempt to fill it */
-    uint64_t want_contiguous; /* clusters in one run, for a larger L1; 0: none */
+    int32_t pool_status; /* of the last attempt to fill it */
+    enum reclaim_state reclaim;
+    uint64_t reclaim_commits;  /* RECLAIM_COMMIT: done when so many commits are over */
+    uint64_t reclaim_until_ns; /* RECLAIM_DRAIN: no longer, whoever holds it up */
+    uint64_t want_contiguous;  /* clusters in one run, for a larger L1; 0: none */
     bool contiguous_in_pass;
     struct lease contiguous; /* the answer */
     int32_t contiguous_status;
@@ -189,6 +201,7 @@ struct allocator {
     uint64_t file_end;       /* the file's size, all below is allocated or a hole */
     _Atomic bool tight;      /* any thread: a write has found no space; nothing is kept ahead any more */
     bool tail_stays;         /* cutting off what is kept ahead has failed */
+    bool end_unknown;        /* the file may be longer than file_end */
     bool cannot_allocate;    /* no fallocate: extended by truncation */
     _Atomic bool corruption; /* reported, not yet in the header */
     bool marked;             /* the header says that the image is in use */

@@ -120,12 +120,13 @@ static void finish_quiesce(struct allocator *a)
     if (r == 0 && !a->layer->file->block_device) {
         r = refcounts_used_end(&a->refcounts, &used_end);
         end_bytes = MAX(used_end << bits, a->kept_end); /* kept_end need not be a multiple of clusters */
-        if (r == 0 && end_bytes < a->file_end) {
+        if (r == 0 && (end_bytes < a->file_end || a->end_unknown)) {
             r = file_truncate(a->layer->file, end_bytes);
             if (r == 0) /* without the mark nobody would look for what a crash brings back */
                 r = file_sync(a->layer->file);
             if (r == 0) {
                 a->file_end = end_bytes;
+                a->end_unknown = false;
                 a->refcounts.fresh = div_round_up(end_bytes, a->layer->header.cluster_bytes);
             }
         }

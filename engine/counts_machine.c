@@ -26,6 +26,8 @@
 #define AHEAD_BYTES_MIN (1ull << 20)
 /* Passes that fail in a row before writing is given up. */
 #define FAILURES_MAX 8u
+/* Freed clusters are waited for so long: somebody who reaps no completions may hold them up. */
+#define RECLAIM_NS 1000000000ull
 
 bool counts_idle(const struct allocator *a)
 {
@@ -109,6 +111,7 @@ static bool grant_all(struct allocator *a)
 
 static void fill_pool(struct allocator *a, const struct lease *l)
 {
+    a->counts.reclaim = RECLAIM_NONE;
     *(a->pool.clusters ? &a->pool_next : &a->pool) = *l;
     counter_add(&a->leased, l->clusters);
 }
@@ -121,6 +124,70 @@ static void refuse_all(struct allocator *a, int status)
         allocator_answer_note(a, container_of(n, struct note, node), status);
 }
 
+/* ---- space that comes back ---- */
+
+static bool reclaims(const struct allocator *a)
+{
+    return a->counts.reclaim == RECLAIM_COMMIT || a->counts.reclaim == RECLAIM_DRAIN;
+}
+
+static uint64_t commits_over(const struct allocator *a)
+{
+    return counter_get(&a->commits) + a->commit.failed;
+}
+
+static bool is_committed(const struct allocator *a)
+{
+    return commit_idle(a) && !commit_is_dirty(a) && !a->own_freed.count && !a->commit.freed.count;
+}
+
+/* The pool cannot be filled. True: whoever wants of it waits for what is on its way back. */
+static bool reclaim(struct allocator *a, int status)
+{
+    struct counts_machine *m = &a->counts;
+
+    if (status != -ENOSPC || control_holds_commits(a))
+        return false;
+    if (m->reclaim == RECLAIM_NONE && !(is_committed(a) && freed_idle(a))) {
+        m->reclaim = RECLAIM_COMMIT;
+        m->reclaim_commits = commits_over(a) + (commit_idle(a) ? 1 : 2); /* the next that begins */
+    }
+    return reclaims(a);
+}
+
+static bool reclaim_step(struct allocator *a)
+{
+    struct counts_machine *m = &a->counts;
+
+    if (m->reclaim == RECLAIM_COMMIT && (is_committed(a) || commits_over(a) >= m->reclaim_commits)) {
+        m->reclaim = RECLAIM_DRAIN;
+        m->reclaim_until_ns = env_now_ns(a->image->env) + RECLAIM_NS;
+        return true;
+    }
+    if (m->reclaim == RECLAIM_COMMIT && commit_idle(a) && !control_holds_commits(a) &&
+        !atomic_load_explicit(&a->commit.wanted, memory_order_relaxed)) {
+        if (!commit_is_dirty(a)) /* or the commit would not take what is freed along */
+            allocator_mutate(a);
+        atomic_store_explicit(&a->commit.wanted, true, memory_order_relaxed);
+        return true;
+    }
+    if (m->reclaim == RECLAIM_DRAIN && (freed_idle(a) || env_now_ns(a->image->env) >= m->reclaim_until_ns)) {
+        m->reclaim = RECLAIM_RETRY;
+        return true;
+    }
+    return false;
+}
+
+/* Nothing is left to fill the pool with. */
+static void refuse_pool(struct allocator *a, int status)
+{
+    if (reclaim(a, status))
+        return;
+    a->counts.reclaim = RECLAIM_NONE;
+    a->counts.pool_status = status;
+    refuse_all(a, status);
+}
+
 /* Everybody in the pass has what it wanted, or learns that there is nothing. */
 static void settle_pass(struct allocator *a, int status)
 {
@@ -128,7 +195,7 @@ static void settle_pass(struct allocator *a, int status)
 
     if (m->pool_in_pass) {
         m->pool_in_pass = false;
-        m->pool_status = status;
+        m->pool_status = 0;
         if (status == 0)
             fill_pool(a, &m->pool_new);
         else
@@ -136,7 +203,7 @@ static void settle_pass(struct allocator *a, int status)
     }
     (void)grant_all(a);
     if (status < 0)
-        refuse_all(a, status);
+        refuse_pool(a, status);
     if (m->contiguous_in_pass) {
         m->contiguous_in_pass = false;
         m->contiguous_status = status;
@@ -334,6 +401,12 @@ static void no_space(struct allocator *a)
     refcounts_unmake(&a->refcounts, m->fresh_before);
 }
 
+/* File systems leave what they had allocated when there was no more. Others may need it. */
+static void undo_extension(struct allocator *a)
+{
+    a->end_unknown = file_truncate(a->layer->file, a->file_end) < 0;
+}
+
 static void extended(struct allocator *a, struct allocator_io *io)
 {
     struct counts_machine *m = &a->counts;
@@ -342,6 +415,8 @@ static void extended(struct allocator *a, struct allocator_io *io)
     if (r == -EOPNOTSUPP) {
         a->cannot_allocate = true;
         r = file_truncate(a->layer->file, m->extend_to);
+    } else if (r < 0) {
+        undo_extension(a);
     }
     if (r == -ENOSPC || r == -EDQUOT || r == -EFBIG) {
         no_space(a);
@@ -460,10 +535,10 @@ static void take_for_pool(struct allocator *a)
         fill_pool(a, &m->pool_new);
     else if (r == 0)
         m->pool_in_pass = true;
-    else
+    else if (passing(r) || pool_clusters(a))
         m->pool_status = r;
-    if (r < 0 && !passing(r) && !pool_clusters(a))
-        refuse_all(a, r);
+    else
+        refuse_pool(a, r);
 }
 
 static void take_contiguous(struct allocator *a)
@@ -478,14 +553,18 @@ static void take_contiguous(struct allocator *a)
     }
 }
 
+static bool pool_may_be_filled(const struct allocator *a)
+{
+    return (a->counts.pool_wanted || !list_empty(&a->counts.wanting)) && !control_holds_leases(a) &&
+           !reclaims(a);
+}
+
 static bool pass_is_due(const struct allocator *a)
 {
     const struct counts_machine *m = &a->counts;
     const uint64_t interval = a->image->options.commit_interval_ms * 1000000ull;
 
-    if (m->passes < m->wanted_pass || m->want_contiguous)
-        return true;
-    if ((m->pool_wanted || !list_empty(&m->wanting)) && !control_holds_leases(a))
+    if (m->passes < m->wanted_pass || m->want_contiguous || pool_may_be_filled(a))
         return true;
     return a->refcounts.dirty_count && env_now_ns(a->image->env) - m->since_ns >= interval;
 }
@@ -496,7 +575,7 @@ static bool give_tail_back(struct allocator *a)
     const uint64_t end = needed_end(a);
 
     if (likely(!atomic_load_explicit(&a->tight, memory_order_relaxed)) || end >= a->file_end ||
-        end < a->kept_end || a->cannot_allocate || a->closed || a->tail_stays)
+        end < a->kept_end || a->cannot_allocate || a->tail_stays)
         return false;
     if (file_truncate(a->layer->file, end) == 0)
         a->file_end = end;
@@ -505,28 +584,45 @@ static bool give_tail_back(struct allocator *a)
     return true;
 }
 
+static bool answer_room(struct allocator *a)
+{
+    struct list_node *n;
+    bool any = false;
+
+    while ((n = list_pop(&a->counts.for_room))) {
+        allocator_answer_note(a, container_of(n, struct note, node), 0);
+        any = true;
+    }
+    return any;
+}
+
 bool counts_step(struct allocator *a)
 {
     struct counts_machine *m = &a->counts;
-    const bool granted = !a->closed && grant_all(a);
+    bool any;
 
-    m->pool_wanted = pool_is_low(a) && !m->pool_in_pass && (m->pool_wanted || granted);
+    if (a->closed)
+        return false;
+    any = grant_all(a);
+    m->pool_wanted = pool_is_low(a) && !m->pool_in_pass && (m->pool_wanted || any);
+    any |= reclaim_step(a);
     if (m->state == COUNTS_IDLE && give_tail_back(a))
         return true;
-    if (m->state != COUNTS_IDLE || a->closed || !pass_is_due(a))
-        return granted;
+    if (m->state == COUNTS_IDLE)
+        any |= answer_room(a);
+    if (m->state != COUNTS_IDLE || !pass_is_due(a))
+        return any;
     m->status = 0;
     m->fresh_before = a->refcounts.fresh;
     a->refcounts.made_count = 0;
     if (!control_holds_leases(a))
         m->status = allocator_mark(a);
     if (m->status < 0) {
-        m->pool_status = m->status;
-        refuse_all(a, m->status);
+        refuse_pool(a, m->status);
         end_pass(a, m->status);
         return true;
     }
-    if (!control_holds_leases(a) && (m->pool_wanted || !list_empty(&m->wanting)))
+    if (pool_may_be_filled(a))
         take_for_pool(a);
     take_contiguous(a);
     start_extend(a);

@@ -56,6 +56,7 @@ enum note_kind {
     NOTE_LEASE, /* shard: wants clusters. Answer: lease, or status */
     NOTE_TABLE, /* shard: wants an L2 table that may be written. Answer: status; L1 has it */
     NOTE_DRAIN, /* shard: wants every request of now to be over. Answer: they are */
+    NOTE_ROOM, /* shard: a write found no space. Answer: nothing is kept ahead any more that could be given */
     /* The phases of a commit, from the allocator to each shard. */
     NOTE_COPY,   /* copy the dirty slices. Answer: mutated, sync_needed, freed, raised */
     NOTE_WRITE,  /* write the copies. Answer: status */

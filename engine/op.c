@@ -135,7 +135,7 @@ void ops_break_down(struct shard *s, int err, const char *text)
 {
     struct list *const lists[] = {&s->for_slot,   &s->for_table,  &s->for_load,  &s->for_lease,
                                   &s->for_buffer, &s->for_reader, &s->for_drain, &s->drain_next,
-                                  &s->runnable,   &s->free_ops};
+                                  &s->for_room,   &s->runnable,   &s->free_ops};
     struct list_node *n;
 
     for (uint32_t i = 0; i < SHARD_OPS; i++)
@@ -493,8 +493,14 @@ static void data_failed(struct shard *s, struct op *op)
 {
     const struct io *io = &op->io;
 
-    if (io->result == -ENOSPC && s->image->allocator)
+    /* Space that the host has not reserved: what the allocator keeps ahead of the file's end may be all of
+     * it. */
+    if (io->result == -ENOSPC && s->image->allocator && !op->found_no_space) {
+        op->found_no_space = true;
         allocator_report_no_space(s->image->allocator);
+        shard_wait_for_room(s, op);
+        return;
+    }
     (void)file_write_failed(io->file, io->result, io->off, io->bytes);
     op_fail(s, op, io->result, error_message());
 }
@@ -524,6 +530,7 @@ void op_io_done(struct shard *s, struct io *io)
         data_failed(s, op);
         return;
     }
+    op->found_no_space = false;
     op_release_buffer(s, op);
     if (!op->in_place)
         publish_chunk(s, op);

@@ -83,10 +83,11 @@ struct op {
     uint32_t unit_bytes;       /* what the entries can tell apart: a subcluster or a cluster */
     struct op_edge head, tail; /* around [pos, chunk_end) */
     uint8_t *buffer;
-    bool has_io;       /* io is in flight */
-    uint32_t reserved; /* runs in the shard's freed list */
-    uint32_t reads;    /* in flight */
-    bool zeroing;      /* the data file's clusters up to zeroed_to are being zeroed */
+    bool has_io;         /* io is in flight */
+    bool found_no_space; /* once: the write was tried again */
+    uint32_t reserved;   /* runs in the shard's freed list */
+    uint32_t reads;      /* in flight */
+    bool zeroing;        /* the data file's clusters up to zeroed_to are being zeroed */
     uint64_t zeroed_to;
     struct io io;
     struct iovec iov[TRANSFER_IOV_MAX + 2];

@@ -66,6 +66,7 @@ struct shard {
     struct list for_load;        /* ops that found no free load */
     struct list for_lease, for_buffer, for_reader;
     struct list for_drain, drain_next; /* of the drain under way; came too late for it */
+    struct list for_room;              /* ops that found no space, the first time */
     struct list runnable;              /* ops that can go on */
     struct alone *alone;               /* by slot */
     struct table_wait *tables;
@@ -77,8 +78,8 @@ struct shard {
 
     struct note_link link;
     bool notify_allocator;
-    struct note lease_note, drain_note;
-    bool lease_asked, drain_asked;
+    struct note lease_note, drain_note, room_note;
+    bool lease_asked, drain_asked, room_asked;
     struct lease lease, spare;
     bool has_spare;
     uint64_t lease_target, lease_max; /* clusters to ask for, and the most */
@@ -164,6 +165,9 @@ static inline void shard_unreserve_freed(struct shard *s, struct op *op)
 
 /* Until every request of now is over; then alone[] of its slot is ready. */
 void shard_wait_for_drain(struct shard *s, struct op *op);
+
+/* Until the allocator has given back what it could; then its write is tried again. */
+void shard_wait_for_room(struct shard *s, struct op *op);
 
 /* Answer a request; the shard touches it no more. */
 void shard_answer(struct shard *s, struct request *r, int status, const char *text);

@@ -289,6 +289,22 @@ static void drain_answered(struct shard *s)
         ask_drain(s);
 }
 
+void shard_wait_for_room(struct shard *s, struct op *op)
+{
+    list_push(&s->for_room, &op->node);
+    if (s->room_asked)
+        return;
+    s->room_asked = true;
+    s->room_note.kind = NOTE_ROOM;
+    shard_tell(s, &s->room_note);
+}
+
+static void room_answered(struct shard *s)
+{
+    s->room_asked = false;
+    shard_run_all(s, &s->for_room);
+}
+
 void shard_wait_for_slot(struct shard *s, struct op *op)
 {
     if (atomic_load_explicit(&s->image->write_error, memory_order_relaxed)) {
@@ -315,6 +331,9 @@ bool shard_take_notes(struct shard *s)
             break;
         case NOTE_DRAIN:
             drain_answered(s);
+            break;
+        case NOTE_ROOM:
+            room_answered(s);
             break;
         case NOTE_COPY:
             shard_copy(s, note);
@@ -373,9 +392,10 @@ int shard_init_writing(struct shard *s)
     s->lease_max = MAX(1u, MIN(LEASE_MAX, LEASE_BYTES_MAX / cluster_bytes));
     pack_create(s);
     s->lease_target = MIN(LEASE_MIN, s->lease_max);
-    /* At once to the allocator: a lease, a drain, every table; to the shard: the answers and a phase. */
-    if (spsc_init(&s->link.to_allocator, SHARD_TABLES + 4) < 0 ||
-        spsc_init(&s->link.to_shard, SHARD_TABLES + 4) < 0)
+    /* At once to the allocator: a lease, a drain, room, every table; to the shard: the answers and a phase.
+     */
+    if (spsc_init(&s->link.to_allocator, SHARD_TABLES + 5) < 0 ||
+        spsc_init(&s->link.to_shard, SHARD_TABLES + 5) < 0)
         return error_set(-ENOMEM, "out of memory");
     return create_buffers(s, cluster_bytes);
 }

@@ -40,6 +40,8 @@ static void end_job(struct allocator *a, struct table_job *job, int status)
 
 static void table_written(struct allocator *a, struct allocator_io *io)
 {
+    if (io->io.result == -ENOSPC)
+        allocator_report_no_space(a);
     end_job(a, container_of(io, struct table_job, io), io->io.result);
 }
 

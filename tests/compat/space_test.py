@@ -228,8 +228,7 @@ class Space:
         os.unlink(ballast)
         os.sync()  # only then may its space be used again
         self.steps(f"{name}, more space", path, [f"write {16 * MIB} {64 * MIB} 5", "flush",
-                                                 f"read {16 * MIB} {64 * MIB} 5"],
-                   "--preallocation-bytes", str(MIB))
+                                                 f"read {16 * MIB} {64 * MIB} 5"])
         self.closed_tight(f"{name}, more space", path)
         os.unlink(path)
 
@@ -275,10 +274,9 @@ class Space:
         with open(dev.path, "wb") as f:
             f.write(b"\xee" * (48 * MIB))
         shadow = dev.file + ".raw"
-        # Freed clusters come back after a commit only: the device has room for what is on its way.
-        self.create(dev.path, 8 * MIB)
+        self.create(dev.path, 32 * MIB)
         with open(shadow, "wb") as f:
-            f.truncate(8 * MIB)
+            f.truncate(32 * MIB)
         r = run([self.options.random_writer, "--threads", "4", "--shards", "2", "--seconds", "1",
                  "--seed", str(self.rng.randrange(1 << 32)), dev.path, shadow], timeout=120)
         name = "block device with garbage"
