@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/attributes.h"
 
@@ -17,6 +18,22 @@ static inline void *line_alloc(size_t bytes)
     if (posix_memalign(&p, CACHE_LINE, bytes ? bytes : 1))
         return NULL;
     return memset(p, 0, bytes);
+}
+
+/* bytes zeroed bytes that take memory only where they are written, for pages_release(); NULL with errno set.
+ */
+static inline void *pages_reserve(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    return p == MAP_FAILED ? NULL : p;
+}
+
+/* NULL is nothing to release. */
+static inline void pages_release(void *p, size_t bytes)
+{
+    if (p)
+        munmap(p, bytes);
 }
 
 static inline bool is_zero(const void *p, size_t bytes)

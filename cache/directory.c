@@ -4,10 +4,10 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/memory.h"
 
 int directory_create(struct directory *d, uint64_t count)
 {
@@ -16,8 +16,8 @@ int directory_create(struct directory *d, uint64_t count)
 
     if (!checked_mul(MAX(count, 1u), sizeof *d->cells, &bytes) || bytes > SIZE_MAX / 2)
         return error_set(-ENOMEM, "slice directory: %" PRIu64 " slices do not fit the address space", count);
-    p = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED)
+    p = pages_reserve((size_t)bytes);
+    if (!p)
         return error_set(-ENOMEM, "slice directory: cannot map %" PRIu64 " bytes: %s", bytes,
                          strerror(errno));
     d->cells = p;
@@ -27,7 +27,6 @@ int directory_create(struct directory *d, uint64_t count)
 
 void directory_destroy(struct directory *d)
 {
-    if (d->cells)
-        munmap((void *)d->cells, (size_t)MAX(d->count, 1u) * sizeof *d->cells);
+    pages_release(d->cells, (size_t)MAX(d->count, 1u) * sizeof *d->cells);
     d->cells = NULL;
 }

@@ -5,11 +5,11 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/guard.h"
+#include "base/memory.h"
 
 size_t slice_cache_slot_bytes(uint32_t slice_bytes)
 {
@@ -22,8 +22,8 @@ int slice_cache_create(struct slice_cache *c, uint32_t slot_count, uint32_t slic
     uint8_t *p;
 
     invariant(slot_count > 0 && slice_bytes % sizeof(uint64_t) == 0);
-    p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED)
+    p = pages_reserve(bytes);
+    if (!p)
         return error_set(-ENOMEM, "metadata cache: cannot map %zu bytes: %s", bytes, strerror(errno));
     *c = (struct slice_cache){.states = calloc(slot_count, sizeof *c->states),
                               .dirty = calloc(slot_count, sizeof *c->dirty),
@@ -39,8 +39,7 @@ int slice_cache_create(struct slice_cache *c, uint32_t slot_count, uint32_t slic
 
 void slice_cache_destroy(struct slice_cache *c)
 {
-    if (c->memory)
-        munmap(c->memory, c->slot_count * c->slot_bytes);
+    pages_release(c->memory, c->slot_count * c->slot_bytes);
     free(c->states);
     free(c->dirty);
     *c = (struct slice_cache){0};

@@ -7,11 +7,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/byteorder.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/memory.h"
 #include "base/rcu.h"
 #include "engine/queue.h"
 #include "format/header.h"
@@ -330,13 +330,6 @@ static const struct loop_ops allocator_loop_ops = {
 
 /* ---- creation ---- */
 
-static void *pages(size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-    return p == MAP_FAILED ? NULL : p;
-}
-
 static size_t header_block_bytes(const struct allocator *a)
 {
     return round_up(MAX(SECTOR_BYTES, a->layer->file->io_align), 4096);
@@ -350,9 +343,9 @@ static int create_memory(struct allocator *a)
     a->notify_queue = calloc(image->queue_places, sizeof *a->notify_queue);
     a->notify_shard = calloc(image->shard_count, sizeof *a->notify_shard);
     a->commit.notes = calloc(image->shard_count, sizeof *a->commit.notes);
-    a->l1_durable = pages(L1_BYTES_MAX + 4096);
-    a->commit.l1_copy = pages(L1_BYTES_MAX);
-    a->header_block = pages(header_block_bytes(a));
+    a->l1_durable = pages_reserve(L1_BYTES_MAX + 4096);
+    a->commit.l1_copy = pages_reserve(L1_BYTES_MAX);
+    a->header_block = pages_reserve(header_block_bytes(a));
     if (!a->notify_queue || !a->notify_shard || !a->commit.notes || !a->l1_durable || !a->commit.l1_copy ||
         !a->header_block)
         return error_set(-ENOMEM, "out of memory");
@@ -444,12 +437,9 @@ void allocator_destroy(struct allocator *a)
     freed_destroy(&a->commit.freed);
     freed_destroy(&a->own_freed);
     freed_destroy(&a->control.returned);
-    if (a->l1_durable)
-        munmap(a->l1_durable, L1_BYTES_MAX + 4096);
-    if (a->commit.l1_copy)
-        munmap(a->commit.l1_copy, L1_BYTES_MAX);
-    if (a->header_block)
-        munmap(a->header_block, header_block_bytes(a));
+    pages_release(a->l1_durable, L1_BYTES_MAX + 4096);
+    pages_release(a->commit.l1_copy, L1_BYTES_MAX);
+    pages_release(a->header_block, header_block_bytes(a));
     free(a->notify_queue);
     free(a->notify_shard);
     free(a->commit.notes);

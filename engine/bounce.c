@@ -3,18 +3,15 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/error.h"
+#include "base/memory.h"
 
 int bounce_pool_create(struct bounce_pool *p)
 {
-    p->memory = mmap(NULL, (size_t)BOUNCE_COUNT * BOUNCE_BYTES, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p->memory == MAP_FAILED) {
-        p->memory = NULL;
+    p->memory = pages_reserve((size_t)BOUNCE_COUNT * BOUNCE_BYTES);
+    if (!p->memory)
         return error_set(-ENOMEM, "cannot map bounce buffers: %s", strerror(errno));
-    }
     for (p->free_count = 0; p->free_count < BOUNCE_COUNT; p->free_count++)
         p->free[p->free_count] = p->memory + (size_t)p->free_count * BOUNCE_BYTES;
     return 0;
@@ -22,7 +19,6 @@ int bounce_pool_create(struct bounce_pool *p)
 
 void bounce_pool_destroy(struct bounce_pool *p)
 {
-    if (p->memory)
-        munmap(p->memory, (size_t)BOUNCE_COUNT * BOUNCE_BYTES);
+    pages_release(p->memory, (size_t)BOUNCE_COUNT * BOUNCE_BYTES);
     p->memory = NULL;
 }

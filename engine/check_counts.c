@@ -3,10 +3,10 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/attributes.h"
 #include "base/error.h"
+#include "base/memory.h"
 #include "format/refcount.h"
 
 static uint32_t width_shift(uint32_t refcount_order)
@@ -23,9 +23,9 @@ int check_counts_map(struct check_counts *c, uint64_t first, uint64_t count, uin
 {
     const uint64_t bytes = check_counts_bytes(count, refcount_order);
     /* Not malloc: the kernel's zero pages stand for clusters that nothing refers to. */
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p = pages_reserve(bytes);
 
-    if (p == MAP_FAILED)
+    if (!p)
         return error_set(-ENOMEM, "out of memory");
     *c = (struct check_counts){
         .first = first,
@@ -42,8 +42,7 @@ int check_counts_map(struct check_counts *c, uint64_t first, uint64_t count, uin
 
 void check_counts_unmap(struct check_counts *c)
 {
-    if (c->expected)
-        munmap(c->expected, c->mapped_bytes);
+    pages_release(c->expected, c->mapped_bytes);
     *c = (struct check_counts){0};
 }
 

@@ -3,9 +3,9 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/error.h"
+#include "base/memory.h"
 
 static int create(struct deflated_pool *p, const struct layer *layer)
 {
@@ -15,10 +15,8 @@ static int create(struct deflated_pool *p, const struct layer *layer)
     if (r < 0)
         return r;
     p->memory_bytes = (size_t)cluster_bytes * (DEFLATED_MAX + 1);
-    p->memory = mmap(NULL, p->memory_bytes, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p->memory == MAP_FAILED) {
-        p->memory = NULL;
+    p->memory = pages_reserve(p->memory_bytes);
+    if (!p->memory) {
         compressor_destroy(p->compressor);
         p->compressor = NULL;
         return error_set(-ENOMEM, "out of memory");
@@ -32,8 +30,7 @@ static int create(struct deflated_pool *p, const struct layer *layer)
 void deflated_pool_destroy(struct deflated_pool *p)
 {
     compressor_destroy(p->compressor);
-    if (p->memory)
-        munmap(p->memory, p->memory_bytes);
+    pages_release(p->memory, p->memory_bytes);
 }
 
 int deflate_cluster(struct deflated_pool *p, const struct layer *layer, const struct guest_buffer *b,

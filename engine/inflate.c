@@ -3,11 +3,11 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/attributes.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/memory.h"
 #include "engine/decompress.h"
 #include "format/entry.h"
 
@@ -23,12 +23,9 @@ int inflate_pool_create(struct inflate_pool *p, uint32_t cluster_bytes, uint32_t
 
     p->count = MAX(INFLATED_MIN, MIN(INFLATED_MAX, PLAIN_BYTES / cluster_bytes));
     p->memory_bytes = each * p->count;
-    p->memory = mmap(NULL, p->memory_bytes, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p->memory == MAP_FAILED) {
-        p->memory = NULL;
+    p->memory = pages_reserve(p->memory_bytes);
+    if (!p->memory)
         return error_set(-ENOMEM, "cannot map buffers for compressed clusters: %s", strerror(errno));
-    }
     for (uint32_t i = 0; i < p->count; i++) {
         p->slots[i].compressed = p->memory + i * each;
         p->slots[i].plain = p->slots[i].compressed + in_bytes;
@@ -40,8 +37,7 @@ void inflate_pool_destroy(struct inflate_pool *p)
 {
     for (size_t i = 0; i < ARRAY_COUNT(p->decompressors); i++)
         decompressor_destroy(p->decompressors[i]);
-    if (p->memory)
-        munmap(p->memory, p->memory_bytes);
+    pages_release(p->memory, p->memory_bytes);
     *p = (struct inflate_pool){0};
 }
 

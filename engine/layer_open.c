@@ -5,11 +5,11 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/byteorder.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/memory.h"
 #include "format/entry.h"
 #include "format/limits.h"
 
@@ -79,13 +79,6 @@ static void set_geometry(struct layer *layer, uint32_t slice_bytes)
     layer->entry_shift = h->cluster_bits - (uint32_t)__builtin_ctz(h->l2_entry_bytes);
 }
 
-static void *reserve(size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-    return p == MAP_FAILED ? NULL : p;
-}
-
 static int read_l1(struct layer *layer, struct map_root *root)
 {
     const size_t bytes = (size_t)root->l1_count * sizeof *root->l1;
@@ -95,7 +88,7 @@ static int read_l1(struct layer *layer, struct map_root *root)
     if (!bytes && !layer->grows)
         return 0;
     root->l1_room = layer->grows ? L1_BYTES_MAX / sizeof *root->l1 : root->l1_count;
-    root->l1 = reserve(root->l1_room * sizeof *root->l1);
+    root->l1 = pages_reserve(root->l1_room * sizeof *root->l1);
     if (!bytes)
         return root->l1 ? 0 : error_set(-ENOMEM, "out of memory");
     raw = malloc(bytes);
@@ -185,8 +178,7 @@ static void unload(struct layer *layer)
 
     if (root) {
         directory_destroy(&root->directory);
-        if (root->l1)
-            munmap((void *)root->l1, root->l1_room * sizeof *root->l1);
+        pages_release(root->l1, root->l1_room * sizeof *root->l1);
         free(root);
     }
     atomic_store_explicit(&layer->root, NULL, memory_order_relaxed);

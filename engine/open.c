@@ -5,11 +5,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/memory.h"
 #include "engine/image.h"
 #include "engine/layer_open.h"
 #include "engine/open_write.h"
@@ -346,8 +346,7 @@ void image_free(struct scow_image *image)
         }
     pthread_mutex_destroy(&image->lock);
     pthread_mutex_destroy(&image->blocking_lock);
-    if (image->zeros)
-        munmap(image->zeros, CLUSTER_BYTES_MAX);
+    pages_release(image->zeros, CLUSTER_BYTES_MAX);
     image->env->ops->destroy(image->env);
     free(image);
 }

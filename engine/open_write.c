@@ -4,11 +4,11 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #include "base/byteorder.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/memory.h"
 #include "engine/layer_open.h"
 #include "engine/refcounts.h"
 #include "engine/repair.h"
@@ -163,12 +163,9 @@ int open_for_writing(struct scow_image *image)
     struct layer *layer = image_top(image);
     int r = settle_files(image);
 
-    image->zeros =
-        mmap(NULL, CLUSTER_BYTES_MAX, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (image->zeros == MAP_FAILED) {
-        image->zeros = NULL;
+    image->zeros = pages_reserve(CLUSTER_BYTES_MAX);
+    if (!image->zeros || mprotect(image->zeros, CLUSTER_BYTES_MAX, PROT_READ) < 0)
         return error_set(-ENOMEM, "out of memory");
-    }
     if (r < 0 || layer->format != SCOW_FORMAT_QCOW2 || image->options.flags & SCOW_OPEN_REPAIR)
         return r;
     r = check_writable(layer);

@@ -6,11 +6,11 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/attributes.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/memory.h"
 #include "format/entry.h"
 #include "format/limits.h"
 #include "format/refcount.h"
@@ -574,13 +574,6 @@ void refcounts_unmake(struct refcounts *rc, uint64_t fresh)
 
 /* ---- opening ---- */
 
-static void *reserve(size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-    return p == MAP_FAILED ? NULL : p;
-}
-
 static int read_table(struct refcounts *rc)
 {
     const size_t bytes = rc->table_count * sizeof(uint64_t);
@@ -615,9 +608,9 @@ int refcounts_open(struct refcounts *rc, struct layer *layer)
         rc->fresh = UINT64_MAX; /* nothing says that a device holds zeros */
     rc->cached_max = MAX(16u, CACHED_BYTES / rc->slice_bytes);
     rc->cached = calloc(round_up(rc->cached_max, 64), sizeof(struct refcount_slice *));
-    rc->table = reserve(TABLE_ENTRIES_MAX * sizeof(uint64_t));
+    rc->table = pages_reserve(TABLE_ENTRIES_MAX * sizeof(uint64_t));
     rc->slices_room = TABLE_ENTRIES_MAX * rc->slices_per_block;
-    rc->slices = reserve(rc->slices_room * sizeof(struct refcount_slice *));
+    rc->slices = pages_reserve(rc->slices_room * sizeof(struct refcount_slice *));
     if (!rc->cached || !rc->table || !rc->slices)
         return error_set(-ENOMEM, "out of memory");
     return read_table(rc);
@@ -628,9 +621,7 @@ void refcounts_close(struct refcounts *rc)
     while (rc->cached_count)
         forget_slice(rc, rc->cached_count - 1);
     free(rc->cached);
-    if (rc->table)
-        munmap(rc->table, TABLE_ENTRIES_MAX * sizeof(uint64_t));
-    if (rc->slices)
-        munmap(rc->slices, rc->slices_room * sizeof(struct refcount_slice *));
+    pages_release(rc->table, TABLE_ENTRIES_MAX * sizeof(uint64_t));
+    pages_release(rc->slices, rc->slices_room * sizeof(struct refcount_slice *));
     *rc = (struct refcounts){0};
 }

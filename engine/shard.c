@@ -6,10 +6,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/memory.h"
 #include "base/rcu.h"
 #include "engine/allocator.h"
 #include "engine/queue.h"
@@ -432,10 +432,7 @@ static int create_loads(struct shard *s)
 
     s->loads = calloc(SHARD_LOADS, sizeof *s->loads);
     s->load_memory_bytes = each * SHARD_LOADS;
-    s->load_memory = mmap(NULL, s->load_memory_bytes, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (s->load_memory == MAP_FAILED)
-        s->load_memory = NULL;
+    s->load_memory = pages_reserve(s->load_memory_bytes);
     if (!s->loads || !s->load_memory)
         return error_set(-ENOMEM, "out of memory");
     for (uint32_t i = 0; i < SHARD_LOADS; i++) {
@@ -476,8 +473,7 @@ void shard_destroy(struct shard *s)
     shard_destroy_writing(s);
     backend_destroy(s->loop.backend);
     slice_cache_destroy(&s->cache);
-    if (s->load_memory)
-        munmap(s->load_memory, s->load_memory_bytes);
+    pages_release(s->load_memory, s->load_memory_bytes);
     free(s->loads);
     free(s->notify);
 }

@@ -4,7 +4,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -354,18 +353,11 @@ bool shard_take_notes(struct shard *s)
 
 /* ---- creation ---- */
 
-static void *reserve(size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-    return p == MAP_FAILED ? NULL : p;
-}
-
 static int create_buffers(struct shard *s, uint32_t cluster_bytes)
 {
     s->buffer_bytes = MAX(cluster_bytes, BUFFER_BYTES_MIN);
     s->buffer_count = (uint32_t)MAX(BUFFERS_MIN, MIN(BUFFERS_MAX, BUFFERS_BYTES / (2 * s->buffer_bytes)));
-    s->buffer_memory = reserve(s->buffer_count * 2 * s->buffer_bytes);
+    s->buffer_memory = pages_reserve(s->buffer_count * 2 * s->buffer_bytes);
     s->buffers = calloc(s->buffer_count, sizeof *s->buffers);
     if (!s->buffer_memory || !s->buffers)
         return error_set(-ENOMEM, "out of memory");
@@ -384,7 +376,7 @@ int shard_init_writing(struct shard *s)
     s->alone = calloc(slots, sizeof *s->alone);
     s->tables = calloc(SHARD_TABLES, sizeof *s->tables);
     s->copies = calloc(slots, sizeof *s->copies);
-    s->copy_memory = reserve((size_t)slots * s->image->slice_bytes);
+    s->copy_memory = pages_reserve((size_t)slots * s->image->slice_bytes);
     if (!s->ops || !s->lines || !s->alone || !s->tables || !s->copies || !s->copy_memory)
         return error_set(-ENOMEM, "out of memory");
     for (uint32_t i = 0; i < SHARD_OPS; i++)
@@ -410,10 +402,8 @@ void shard_destroy_writing(struct shard *s)
     if (s->reader)
         queue_destroy_reader(s->reader);
     s->reader = NULL;
-    if (s->buffer_memory)
-        munmap(s->buffer_memory, s->buffer_count * 2 * s->buffer_bytes);
-    if (s->copy_memory)
-        munmap(s->copy_memory, (size_t)s->cache.slot_count * s->image->slice_bytes);
+    pages_release(s->buffer_memory, s->buffer_count * 2 * s->buffer_bytes);
+    pages_release(s->copy_memory, (size_t)s->cache.slot_count * s->image->slice_bytes);
     spsc_free(&s->link.to_allocator);
     spsc_free(&s->link.to_shard);
     freed_destroy(&s->freed);
