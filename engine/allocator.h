@@ -276,8 +276,21 @@ bool freed_step(struct allocator *a);
 bool tables_step(struct allocator *a);
 bool control_step(struct allocator *a);
 
-/* A cluster of the pool. False: none is there; one is on its way, or counts.pool_status says why not. */
-bool counts_take_one(struct allocator *a, uint64_t *ret_first, bool *ret_fresh);
+/* Clusters that a pass should take for the pool, and those it has. */
+uint64_t pool_size(const struct allocator *a);
+uint64_t pool_clusters(const struct allocator *a);
+bool pool_is_low(const struct allocator *a);
+/* Whether the next pass is to fill it. */
+bool pool_wants(const struct allocator *a);
+/* These are durable now. */
+void pool_fill(struct allocator *a, const struct lease *l);
+/* Leases to whoever wants one, while there are clusters. */
+bool pool_grant(struct allocator *a);
+/* There was nothing to fill it with: whoever wants of it waits for what is freed, or learns of status. */
+void pool_refuse(struct allocator *a, int status);
+bool pool_step(struct allocator *a);
+/* One cluster. False: none is there; one is on its way, or counts.pool_status says why not. */
+bool pool_take_one(struct allocator *a, uint64_t *ret_first, bool *ret_fresh);
 bool counts_idle(const struct allocator *a);
 /* Returns what counts.passes must reach for everything of now to be durable. */
 uint64_t counts_request(struct allocator *a);

@@ -13,21 +13,10 @@
 #include "base/guard.h"
 #include "engine/allocator.h"
 
-/* Durable ahead of its use: so many clusters, this part of the image, no more than so many bytes. */
-#define POOL_MIN 64u
-#define POOL_MAX 2048u
-#define POOL_FRACTION 4u
-#define POOL_BYTES_MAX (128u << 20)
-/* A lease is at most this part of the pool, but may have so many clusters: what is not used of leases stays
- * as holes. */
-#define LEASE_FRACTION 16u
-#define LEASE_FLOOR 16u
 #define AHEAD_BYTES_MAX (128ull << 20)
 #define AHEAD_BYTES_MIN (1ull << 20)
 /* Passes that fail in a row before writing is given up. */
 #define FAILURES_MAX 8u
-/* Freed clusters are waited for so long: somebody who reaps no completions may hold them up. */
-#define RECLAIM_NS 1000000000ull
 
 bool counts_idle(const struct allocator *a)
 {
@@ -50,144 +39,6 @@ static void undo_lease(struct allocator *a, struct lease *l)
     *l = (struct lease){0};
 }
 
-/* ---- the pool ---- */
-
-/* A lease out of the pool; at most count_max clusters. */
-static void carve(struct allocator *a, uint64_t count_max, struct lease *ret)
-{
-    *ret = (struct lease){0};
-    while (ret->clusters < count_max && ret->extent_count < LEASE_EXTENTS) {
-        uint64_t first;
-        bool fresh;
-        const uint32_t n = lease_take(&a->pool, (uint32_t)(count_max - ret->clusters), &first, &fresh);
-
-        if (!n)
-            break;
-        lease_add(ret, first, n, fresh);
-    }
-}
-
-static uint64_t pool_clusters(const struct allocator *a)
-{
-    return a->pool.clusters + a->pool_next.clusters;
-}
-
-static void swap_pools(struct allocator *a)
-{
-    if (a->pool.clusters || !a->pool_next.clusters)
-        return;
-    a->pool = a->pool_next;
-    a->pool_next = (struct lease){0};
-}
-
-bool counts_take_one(struct allocator *a, uint64_t *ret_first, bool *ret_fresh)
-{
-    swap_pools(a);
-    if (lease_take(&a->pool, 1, ret_first, ret_fresh))
-        return true;
-    a->counts.pool_wanted |= !a->counts.pool_in_pass;
-    return false;
-}
-
-/* Whoever wants a lease has one at once, while there is something durable to give. */
-static bool grant_all(struct allocator *a)
-{
-    struct counts_machine *m = &a->counts;
-    bool any = false;
-
-    while (!list_empty(&m->wanting) && pool_clusters(a) && !control_holds_leases(a)) {
-        struct note *note = container_of(m->wanting.head, struct note, node);
-
-        swap_pools(a);
-        list_pop(&m->wanting);
-        carve(a, MIN(note->clusters_wanted, MAX(LEASE_FLOOR, a->pool.clusters / LEASE_FRACTION)),
-              &note->lease);
-        counter_add(&a->leases, 1);
-        allocator_answer_note(a, note, 0);
-        any = true;
-    }
-    return any;
-}
-
-static void fill_pool(struct allocator *a, const struct lease *l)
-{
-    a->counts.reclaim = RECLAIM_NONE;
-    *(a->pool.clusters ? &a->pool_next : &a->pool) = *l;
-    counter_add(&a->leased, l->clusters);
-}
-
-static void refuse_all(struct allocator *a, int status)
-{
-    struct list_node *n;
-
-    while ((n = list_pop(&a->counts.wanting)))
-        allocator_answer_note(a, container_of(n, struct note, node), status);
-}
-
-/* ---- space that comes back ---- */
-
-static bool reclaims(const struct allocator *a)
-{
-    return a->counts.reclaim == RECLAIM_COMMIT || a->counts.reclaim == RECLAIM_DRAIN;
-}
-
-static uint64_t commits_over(const struct allocator *a)
-{
-    return counter_get(&a->commits) + a->commit.failed;
-}
-
-static bool is_committed(const struct allocator *a)
-{
-    return commit_idle(a) && !commit_is_dirty(a) && !a->own_freed.count && !a->commit.freed.count;
-}
-
-/* The pool cannot be filled. True: whoever wants of it waits for what is on its way back. */
-static bool reclaim(struct allocator *a, int status)
-{
-    struct counts_machine *m = &a->counts;
-
-    if (status != -ENOSPC || control_holds_commits(a))
-        return false;
-    if (m->reclaim == RECLAIM_NONE && !(is_committed(a) && freed_idle(a))) {
-        m->reclaim = RECLAIM_COMMIT;
-        m->reclaim_commits = commits_over(a) + (commit_idle(a) ? 1 : 2); /* the next that begins */
-    }
-    return reclaims(a);
-}
-
-static bool reclaim_step(struct allocator *a)
-{
-    struct counts_machine *m = &a->counts;
-
-    if (m->reclaim == RECLAIM_COMMIT && (is_committed(a) || commits_over(a) >= m->reclaim_commits)) {
-        m->reclaim = RECLAIM_DRAIN;
-        m->reclaim_until_ns = env_now_ns(a->image->env) + RECLAIM_NS;
-        return true;
-    }
-    if (m->reclaim == RECLAIM_COMMIT && commit_idle(a) && !control_holds_commits(a) &&
-        !atomic_load_explicit(&a->commit.wanted, memory_order_relaxed)) {
-        if (!commit_is_dirty(a)) /* or the commit would not take what is freed along */
-            allocator_mutate(a);
-        atomic_store_explicit(&a->commit.wanted, true, memory_order_relaxed);
-        return true;
-    }
-    if (m->reclaim == RECLAIM_DRAIN && (freed_idle(a) || env_now_ns(a->image->env) >= m->reclaim_until_ns)) {
-        m->reclaim = RECLAIM_RETRY;
-        return true;
-    }
-    return false;
-}
-
-/* Nothing is left to fill the pool with. */
-static void refuse_pool(struct allocator *a, int status)
-{
-    if (reclaim(a, status))
-        return;
-    a->counts.reclaim = RECLAIM_NONE;
-    a->counts.pool_status = status;
-    refuse_all(a, status);
-}
-
 /* Everybody in the pass has what it wanted, or learns that there is nothing. */
 static void settle_pass(struct allocator *a, int status)
 {
@@ -197,13 +48,13 @@ static void settle_pass(struct allocator *a, int status)
         m->pool_in_pass = false;
         m->pool_status = 0;
         if (status == 0)
-            fill_pool(a, &m->pool_new);
+            pool_fill(a, &m->pool_new);
         else
             undo_lease(a, &m->pool_new);
     }
-    (void)grant_all(a);
+    (void)pool_grant(a);
     if (status < 0)
-        refuse_pool(a, status);
+        pool_refuse(a, status);
     if (m->contiguous_in_pass) {
         m->contiguous_in_pass = false;
         m->contiguous_status = status;
@@ -462,21 +313,6 @@ static bool passing(int r)
     return r == -EAGAIN;
 }
 
-/* How much is made durable ahead at a time. What is left of it by the end is the end of the file. */
-static uint64_t pool_size(const struct allocator *a)
-{
-    const uint64_t max = MAX(1u, POOL_BYTES_MAX >> a->layer->header.cluster_bits);
-
-    if (a->counts.frugal)
-        return a->image->shard_count;
-    return MIN(MIN(max, POOL_MAX), MAX(POOL_MIN, a->refcounts.cursor / POOL_FRACTION));
-}
-
-static bool pool_is_low(const struct allocator *a)
-{
-    return !a->pool_next.clusters && a->pool.clusters < MAX(1u, pool_size(a) / 2);
-}
-
 static bool touches(const struct lease *l, uint64_t first, uint64_t count)
 {
     for (uint32_t i = 0; i < l->extent_count; i++)
@@ -532,13 +368,13 @@ static void take_for_pool(struct allocator *a)
     m->pool_wanted = false;
     r = take(a, pool_size(a), false, &m->pool_new);
     if (r == 0 && !GUARD(I1))
-        fill_pool(a, &m->pool_new);
+        pool_fill(a, &m->pool_new);
     else if (r == 0)
         m->pool_in_pass = true;
     else if (passing(r) || pool_clusters(a))
         m->pool_status = r;
     else
-        refuse_pool(a, r);
+        pool_refuse(a, r);
 }
 
 static void take_contiguous(struct allocator *a)
@@ -553,18 +389,12 @@ static void take_contiguous(struct allocator *a)
     }
 }
 
-static bool pool_may_be_filled(const struct allocator *a)
-{
-    return (a->counts.pool_wanted || !list_empty(&a->counts.wanting)) && !control_holds_leases(a) &&
-           !reclaims(a);
-}
-
 static bool pass_is_due(const struct allocator *a)
 {
     const struct counts_machine *m = &a->counts;
     const uint64_t interval = a->image->options.commit_interval_ms * 1000000ull;
 
-    if (m->passes < m->wanted_pass || m->want_contiguous || pool_may_be_filled(a))
+    if (m->passes < m->wanted_pass || m->want_contiguous || pool_wants(a))
         return true;
     return a->refcounts.dirty_count && env_now_ns(a->image->env) - m->since_ns >= interval;
 }
@@ -603,9 +433,9 @@ bool counts_step(struct allocator *a)
 
     if (a->closed)
         return false;
-    any = grant_all(a);
+    any = pool_grant(a);
     m->pool_wanted = pool_is_low(a) && !m->pool_in_pass && (m->pool_wanted || any);
-    any |= reclaim_step(a);
+    any |= pool_step(a);
     if (m->state == COUNTS_IDLE && give_tail_back(a))
         return true;
     if (m->state == COUNTS_IDLE)
@@ -618,11 +448,11 @@ bool counts_step(struct allocator *a)
     if (!control_holds_leases(a))
         m->status = allocator_mark(a);
     if (m->status < 0) {
-        refuse_pool(a, m->status);
+        pool_refuse(a, m->status);
         end_pass(a, m->status);
         return true;
     }
-    if (pool_may_be_filled(a))
+    if (pool_wants(a))
         take_for_pool(a);
     take_contiguous(a);
     start_extend(a);

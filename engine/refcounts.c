@@ -7,10 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/attributes.h"
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/memory.h"
+#include "engine/refcount_slices.h"
 #include "format/entry.h"
 #include "format/limits.h"
 #include "format/refcount.h"
@@ -20,151 +20,17 @@
 #define CACHED_BYTES (16u << 20)
 #define TABLE_ENTRIES_MAX (REFTABLE_BYTES_MAX / sizeof(uint64_t))
 
-/* ---- slices ---- */
+/* ---- counts ---- */
 
 static uint64_t counts_per_block(const struct refcounts *rc)
 {
     return (uint64_t)rc->slice_counts * rc->slices_per_block;
 }
 
-static void forget_slice(struct refcounts *rc, uint32_t at)
-{
-    struct refcount_slice *s = rc->cached[at];
-
-    rc->slices[s->index] = NULL;
-    rc->cached[at] = rc->cached[--rc->cached_count];
-    free(s->counts);
-    free(s);
-}
-
-static bool is_dirty(const struct refcount_slice *s)
-{
-    return s->dirty_from != s->dirty_to;
-}
-
-/* The slices of blocks from first to last, with what is dirty in them. */
-static void forget_blocks(struct refcounts *rc, uint64_t first, uint64_t last)
-{
-    for (uint32_t at = rc->cached_count; at-- > 0;) {
-        const uint64_t block = rc->cached[at]->index / rc->slices_per_block;
-
-        if (block < first || block > last)
-            continue;
-        rc->dirty_count -= is_dirty(rc->cached[at]);
-        forget_slice(rc, at);
-    }
-}
-
-/* One slice that is clean and was not looked at lately makes room. When none is clean the cache grows: what
- * is dirty is written soon. */
-static void evict_slice(struct refcounts *rc)
-{
-    for (uint32_t steps = 0; steps < 2 * rc->cached_count; steps++) {
-        struct refcount_slice *s;
-
-        rc->hand = rc->hand + 1 < rc->cached_count ? rc->hand + 1 : 0;
-        s = rc->cached[rc->hand];
-        if (is_dirty(s) || s->writing || s->unsynced_from != s->unsynced_to)
-            continue;
-        if (s->referenced) {
-            s->referenced = false;
-            continue;
-        }
-        forget_slice(rc, rc->hand);
-        return;
-    }
-}
-
-static int new_slice(struct refcounts *rc, uint64_t index, struct refcount_slice **ret)
-{
-    struct refcount_slice *s;
-
-    if (rc->cached_count >= rc->cached_max)
-        evict_slice(rc);
-    if (rc->cached_count >= rc->cached_max && rc->cached_count % 64 == 0) {
-        struct refcount_slice **cached =
-            realloc(rc->cached, (rc->cached_count + 64) * sizeof(struct refcount_slice *));
-
-        if (!cached)
-            return error_set(-ENOMEM, "out of memory");
-        rc->cached = cached;
-    }
-    s = calloc(1, sizeof *s);
-    if (s)
-        s->counts = aligned_alloc(4096, round_up(rc->slice_bytes, 4096));
-    if (!s || !s->counts) {
-        free(s);
-        return error_set(-ENOMEM, "out of memory");
-    }
-    memset(s->counts, 0, rc->slice_bytes);
-    s->index = index;
-    s->referenced = true;
-    rc->slices[index] = s;
-    rc->cached[rc->cached_count++] = s;
-    *ret = s;
-    return 0;
-}
-
-/* *ret NULL: the slice's block does not exist, all its counts are 0. */
-static int load_slice(struct refcounts *rc, uint64_t index, struct refcount_slice **ret)
-{
-    const uint64_t block = index / rc->slices_per_block;
-    uint64_t off;
-    int r;
-
-    *ret = NULL;
-    if (block >= rc->table_count)
-        return 0;
-    if (likely(rc->slices[index])) {
-        rc->slices[index]->referenced = true;
-        *ret = rc->slices[index];
-        return 0;
-    }
-    off = rc->table[block] & REFTABLE_OFF_MASK;
-    if (!off)
-        return 0;
-    if (off & (rc->layer->header.cluster_bytes - 1))
-        return error_set(-EIO,
-                         "refcount table: entry %" PRIu64 " names a block at offset 0x%" PRIx64
-                         ", which is not a multiple of the cluster size",
-                         block, off);
-    r = new_slice(rc, index, ret);
-    if (r < 0)
-        return r;
-    r = file_read(rc->layer->file, (*ret)->counts, rc->slice_bytes,
-                  off + index % rc->slices_per_block * rc->slice_bytes);
-    if (r < 0) {
-        forget_slice(rc, rc->cached_count - 1);
-        *ret = NULL;
-        return error_prefix(r, "refcount block");
-    }
-    return 0;
-}
-
-static void mark_dirty(struct refcounts *rc, struct refcount_slice *s, uint32_t from, uint32_t to)
-{
-    if (!is_dirty(s)) {
-        rc->dirty_count++;
-        s->dirty_from = from;
-        s->dirty_to = to;
-        return;
-    }
-    s->dirty_from = MIN(s->dirty_from, from);
-    s->dirty_to = MAX(s->dirty_to, to);
-}
-
-static void set_count(struct refcounts *rc, struct refcount_slice *s, uint32_t i, uint64_t value)
-{
-    const uint32_t byte = (uint32_t)(((uint64_t)i << rc->order) / 8);
-
-    refcount_set(s->counts, rc->order, i, value);
-    mark_dirty(rc, s, byte, byte + MAX(1u, (1u << rc->order) / 8));
-}
-
 int refcounts_get(struct refcounts *rc, uint64_t cluster, uint64_t *ret)
 {
     struct refcount_slice *s;
-    const int r = load_slice(rc, cluster / rc->slice_counts, &s);
+    const int r = refcount_slice_load(rc, cluster / rc->slice_counts, &s);
 
     if (r == 0)
         *ret = s ? refcount_get(s->counts, rc->order, (uint32_t)(cluster % rc->slice_counts)) : 0;
@@ -176,7 +42,7 @@ int refcounts_change(struct refcounts *rc, uint64_t cluster, int64_t by)
     const uint32_t i = (uint32_t)(cluster % rc->slice_counts);
     struct refcount_slice *s;
     uint64_t value;
-    int r = load_slice(rc, cluster / rc->slice_counts, &s);
+    int r = refcount_slice_load(rc, cluster / rc->slice_counts, &s);
 
     if (r < 0)
         return r;
@@ -190,7 +56,7 @@ int refcounts_change(struct refcounts *rc, uint64_t cluster, int64_t by)
     if (by > 0 && rc->max - value < (uint64_t)by)
         return error_set(-ERANGE, "the refcount of host cluster %" PRIu64 " would pass its width", cluster);
     value += (uint64_t)by;
-    set_count(rc, s, i, value);
+    refcount_slice_set(rc, s, i, value);
     if (!value)
         rc->cursor = MIN(rc->cursor, cluster);
     return 0;
@@ -217,12 +83,12 @@ static int create_block(struct refcounts *rc, uint64_t block, uint64_t cluster)
     int r = 0;
 
     for (; i < rc->slices_per_block && r == 0; i++) {
-        r = new_slice(rc, first + i, &s);
+        r = refcount_slice_new(rc, first + i, &s);
         if (r == 0)
-            mark_dirty(rc, s, 0, rc->slice_bytes);
+            refcount_slice_mark_dirty(rc, s, 0, rc->slice_bytes);
     }
     if (r < 0) { /* the slices that were made */
-        forget_blocks(rc, block, block);
+        refcount_slices_forget(rc, block, block);
         return r;
     }
     name_block(rc, block, cluster << rc->layer->header.cluster_bits);
@@ -273,12 +139,12 @@ static int grow_table(struct refcounts *rc, uint64_t block)
         /* Blocks that were made lie beyond the table again: nobody looks at them. */
         for (uint64_t i = 0; i < blocks; i++)
             rc->table[block + i] = 0;
-        forget_blocks(rc, old_count, UINT64_MAX);
+        refcount_slices_forget(rc, old_count, UINT64_MAX);
         rc->table_count = old_count;
         return r;
     }
     for (uint64_t c = first; c < first + blocks + clusters; c++)
-        set_count(rc, rc->slices[c / rc->slice_counts], (uint32_t)(c % rc->slice_counts), 1);
+        refcount_slice_set(rc, rc->slices[c / rc->slice_counts], (uint32_t)(c % rc->slice_counts), 1);
     rc->table_moved = true;
     rc->old_table_off = rc->table_off;
     rc->old_table_clusters = rc->table_clusters;
@@ -304,7 +170,7 @@ static int ensure_block(struct refcounts *rc, uint64_t block)
         return no_space(rc);
     r = create_block(rc, block, first);
     if (r == 0)
-        set_count(rc, rc->slices[first / rc->slice_counts], 0, 1);
+        refcount_slice_set(rc, rc->slices[first / rc->slice_counts], 0, 1);
     return r;
 }
 
@@ -314,12 +180,12 @@ static int ensure_block(struct refcounts *rc, uint64_t block)
 static int slice_for(struct refcounts *rc, uint64_t cluster, struct refcount_slice **ret)
 {
     const uint64_t index = cluster / rc->slice_counts;
-    int r = load_slice(rc, index, ret);
+    int r = refcount_slice_load(rc, index, ret);
 
     if (r == 0 && !*ret) {
         r = ensure_block(rc, index / rc->slices_per_block);
         if (r == 0)
-            r = load_slice(rc, index, ret);
+            r = refcount_slice_load(rc, index, ret);
     }
     return r;
 }
@@ -371,7 +237,7 @@ static void take_run(struct refcounts *rc, uint64_t first, uint64_t count, struc
     const bool fresh = first >= rc->fresh;
 
     for (uint64_t c = first; c < first + count; c++)
-        set_count(rc, rc->slices[c / rc->slice_counts], (uint32_t)(c % rc->slice_counts), 1);
+        refcount_slice_set(rc, rc->slices[c / rc->slice_counts], (uint32_t)(c % rc->slice_counts), 1);
     rc->fresh = MAX(rc->fresh, first + count);
     lease_add(ret, first, (uint32_t)count, fresh);
 }
@@ -394,7 +260,7 @@ static int take_contiguous(struct refcounts *rc, uint64_t wanted, struct lease *
     for (uint64_t c = at; c < at + n;
          c += rc->slice_counts) { /* all slices in memory again, against eviction */
         struct refcount_slice *s;
-        const int r = load_slice(rc, c / rc->slice_counts, &s);
+        const int r = refcount_slice_load(rc, c / rc->slice_counts, &s);
 
         if (r < 0)
             return r;
@@ -435,7 +301,7 @@ int refcounts_used_end(struct refcounts *rc, uint64_t *ret)
 {
     for (uint64_t index = rc->table_count * rc->slices_per_block; index-- > 0;) {
         struct refcount_slice *s;
-        const int r = load_slice(rc, index, &s);
+        const int r = refcount_slice_load(rc, index, &s);
 
         if (r < 0)
             return r;
@@ -469,7 +335,7 @@ static int load_block(struct refcounts *rc, uint64_t block)
 {
     for (uint32_t k = 0; k < rc->slices_per_block; k++) {
         struct refcount_slice *s;
-        const int r = load_slice(rc, block * rc->slices_per_block + k, &s);
+        const int r = refcount_slice_load(rc, block * rc->slices_per_block + k, &s);
 
         if (r < 0)
             return r;
@@ -491,63 +357,9 @@ int refcounts_drop_last(struct refcounts *rc, uint64_t kept_end)
         r = load_block(rc, block);
         if (r < 0 || !counts_only_itself(rc, block))
             return r;
-        forget_blocks(rc, block, block);
+        refcount_slices_forget(rc, block, block);
         name_block(rc, block, 0);
         rc->cursor = MIN(rc->cursor, end - 1);
-    }
-}
-
-/* ---- writing ---- */
-
-bool refcounts_next_write(struct refcounts *rc, uint8_t *buffer, uint64_t *ret_off, uint32_t *ret_bytes,
-                          uint64_t *ret_slice)
-{
-    const uint32_t align = rc->layer->file->io_align;
-
-    for (uint32_t i = 0; rc->dirty_count && i < rc->cached_count; i++) {
-        struct refcount_slice *s = rc->cached[i];
-        uint32_t from;
-
-        if (!is_dirty(s) || s->writing)
-            continue;
-        from = (uint32_t)round_down(s->dirty_from, align);
-        *ret_bytes = (uint32_t)round_up(s->dirty_to, align) - from;
-        *ret_off = (rc->table[s->index / rc->slices_per_block] & REFTABLE_OFF_MASK) +
-                   s->index % rc->slices_per_block * rc->slice_bytes + from;
-        *ret_slice = s->index;
-        memcpy(buffer, s->counts + from, *ret_bytes);
-        if (s->unsynced_from == s->unsynced_to)
-            s->unsynced_from = s->dirty_from;
-        s->unsynced_from = MIN(s->unsynced_from, s->dirty_from);
-        s->unsynced_to = MAX(s->unsynced_to, s->dirty_to);
-        s->dirty_from = s->dirty_to = 0;
-        s->writing++;
-        rc->dirty_count--;
-        return true;
-    }
-    return false;
-}
-
-void refcounts_written(struct refcounts *rc, uint64_t slice, bool written, uint64_t off, uint32_t bytes)
-{
-    struct refcount_slice *s = rc->slices[slice];
-    const uint64_t start = (rc->table[slice / rc->slices_per_block] & REFTABLE_OFF_MASK) +
-                           slice % rc->slices_per_block * rc->slice_bytes;
-
-    invariant(s && s->writing);
-    s->writing--;
-    if (!written)
-        mark_dirty(rc, s, (uint32_t)(off - start), (uint32_t)(off - start) + bytes);
-}
-
-void refcounts_synced(struct refcounts *rc, bool durable)
-{
-    for (uint32_t i = 0; i < rc->cached_count; i++) {
-        struct refcount_slice *s = rc->cached[i];
-
-        if (!durable && s->unsynced_from != s->unsynced_to)
-            mark_dirty(rc, s, s->unsynced_from, s->unsynced_to);
-        s->unsynced_from = s->unsynced_to = 0;
     }
 }
 
@@ -563,7 +375,7 @@ void refcounts_unmake(struct refcounts *rc, uint64_t fresh)
             continue;
         }
         rc->table[block] = 0;
-        forget_blocks(rc, block, block);
+        refcount_slices_forget(rc, block, block);
         rc->cursor = MIN(rc->cursor, block * per_block);
     }
     rc->made_count = 0;
@@ -618,8 +430,7 @@ int refcounts_open(struct refcounts *rc, struct layer *layer)
 
 void refcounts_close(struct refcounts *rc)
 {
-    while (rc->cached_count)
-        forget_slice(rc, rc->cached_count - 1);
+    refcount_slices_forget(rc, 0, UINT64_MAX);
     free(rc->cached);
     pages_release(rc->table, TABLE_ENTRIES_MAX * sizeof(uint64_t));
     pages_release(rc->slices, rc->slices_room * sizeof(struct refcount_slice *));

@@ -128,7 +128,7 @@ static bool take_note(struct allocator *a, struct note *note)
         allocator_answer_note(a, note, -ENOMEM);
         return true;
     }
-    if (!counts_take_one(a, &first, &fresh)) {
+    if (!pool_take_one(a, &first, &fresh)) {
         if (a->counts.pool_status == 0 || a->counts.pool_status == -EAGAIN)
             return false;
         allocator_answer_note(a, note, a->counts.pool_status);
