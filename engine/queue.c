@@ -311,6 +311,9 @@ static void queue_free(struct scow_queue *q)
 {
     if (q->waker == &q->loop)
         backend_destroy(q->loop.backend);
+    for (uint32_t i = 0; i < q->watch_count; i++)
+        free(q->watches[i]);
+    free(q->watches);
     inflate_pool_destroy(&q->inflates);
     deflated_pool_destroy(&q->deflated);
     bounce_pool_destroy(&q->bounces);

@@ -66,6 +66,9 @@ struct scow_queue {
     bool prepared;  /* an I/O was prepared since the backend last submitted */
     int32_t broken; /* internal queues: the backend's error once it has failed */
 
+    struct watch **watches; /* that there ever were, at once */
+    uint32_t watch_count, watching;
+
     struct mail *mail; /* by shard, then the allocator's */
     uint32_t mail_count;
     struct bounce_pool bounces;

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -294,6 +295,38 @@ static int take_ready(struct scow_queue *q, struct scow_completion *completions,
     return n;
 }
 
+/* Watched descriptors that became readable. */
+ATTR_COLD static int take_fired(struct scow_queue *q, struct scow_completion *completions, int max)
+{
+    struct list_node *node;
+    int n = 0;
+
+    while (n < max && (node = list_pop(&q->loop.backend->fired))) {
+        struct watch *w = container_of(node, struct watch, node);
+
+        w->fired = false;
+        if (w->ended)
+            continue;
+        completions[n++] = (struct scow_completion){
+            .user_data = w->user_data, .ret = w->result, .error = w->result ? strerror(-w->result) : NULL};
+    }
+    return n;
+}
+
+static int take_all(struct scow_queue *q, struct scow_completion *completions, int max)
+{
+    int n = take_ready(q, completions, max);
+
+    if (unlikely(!list_empty(&q->loop.backend->fired)))
+        n += take_fired(q, completions + n, max - n);
+    return n;
+}
+
+static bool may_wait(const struct scow_queue *q)
+{
+    return q->in_flight || q->watching;
+}
+
 /* Nanoseconds that are left of a timeout; 0 when it is over. deadline_ns 0: none. */
 static int64_t time_left(struct scow_queue *q, uint64_t deadline_ns)
 {
@@ -318,16 +351,16 @@ SCOW_PUBLIC int scow_queue_poll(struct scow_queue *q, struct scow_completion *co
     if (min > 0 && timeout_ns > 0)
         deadline_ns = env_now_ns(q->image->env) + (uint64_t)timeout_ns;
 
-    n = take_ready(q, completions, max);
-    ret = queue_turn(q, n < min && q->in_flight && timeout_ns ? time_left(q, deadline_ns) : 0);
-    n += take_ready(q, completions + n, max - n);
-    while (ret == 0 && n < min && q->in_flight) {
+    n = take_all(q, completions, max);
+    ret = queue_turn(q, n < min && may_wait(q) && timeout_ns ? time_left(q, deadline_ns) : 0);
+    n += take_all(q, completions + n, max - n);
+    while (ret == 0 && n < min && may_wait(q)) {
         const int64_t left = timeout_ns ? time_left(q, deadline_ns) : 0;
 
         if (left == 0)
             break;
         ret = queue_turn(q, left);
-        n += take_ready(q, completions + n, max - n);
+        n += take_all(q, completions + n, max - n);
     }
     epoch_offline(&q->epoch);
     if (unlikely(q->event_enabled))
@@ -354,6 +387,71 @@ SCOW_PUBLIC int scow_queue_enable_completion_fd(struct scow_queue *q, int enable
     q->event_enabled = enable;
     if (enable)
         queue_arm_event(q);
+    return 0;
+}
+
+/* ---- watched descriptors ---- */
+
+#define WATCHES_MAX 1024u
+
+static struct watch *find_watch(struct scow_queue *q, int fd)
+{
+    for (uint32_t i = 0; i < q->watch_count; i++)
+        if (!q->watches[i]->ended && q->watches[i]->fd == fd)
+            return q->watches[i];
+    return NULL;
+}
+
+/* One that the backend has no use for any more, or a new one. */
+static struct watch *free_watch(struct scow_queue *q)
+{
+    struct watch **all, *w;
+
+    for (uint32_t i = 0; i < q->watch_count; i++)
+        if (q->watches[i]->ended && !q->watches[i]->armed && !q->watches[i]->fired)
+            return q->watches[i];
+    all = realloc(q->watches, (q->watch_count + 1) * sizeof(struct watch *));
+    if (!all)
+        return NULL;
+    q->watches = all;
+    w = calloc(1, sizeof *w);
+    if (w)
+        q->watches[q->watch_count++] = w;
+    return w;
+}
+
+SCOW_PUBLIC int scow_queue_watch(struct scow_queue *q, int fd, void *user_data)
+{
+    struct backend *const b = q->loop.backend;
+    struct watch *w;
+    int r;
+
+    if (!b->ops->watch)
+        return error_set(-ENOTSUP, "the %s backend watches no descriptors", b->ops->name);
+    if (q->watching == WATCHES_MAX)
+        return error_set(-EMFILE, "the queue watches %u descriptors already", WATCHES_MAX);
+    if (find_watch(q, fd))
+        return error_set(-EEXIST, "the queue watches descriptor %d already", fd);
+    w = free_watch(q);
+    if (!w)
+        return error_set(-ENOMEM, "out of memory");
+    *w = (struct watch){.fd = fd, .user_data = user_data};
+    r = b->ops->watch(b, w);
+    if (r < 0)
+        w->ended = true;
+    else
+        q->watching++;
+    return r;
+}
+
+SCOW_PUBLIC int scow_queue_unwatch(struct scow_queue *q, int fd)
+{
+    struct watch *w = find_watch(q, fd);
+
+    if (!w)
+        return error_set(-ENOENT, "the queue does not watch descriptor %d", fd);
+    q->loop.backend->ops->unwatch(q->loop.backend, w);
+    q->watching--;
     return 0;
 }
 

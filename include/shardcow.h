@@ -515,9 +515,9 @@ struct scow_completion {
 
 /*
  * Submit what is pending, move requests on and return completions, at most max of them. Waits until min are
- * there, timeout_ns has passed (0: do not wait, SCOW_WAIT_FOREVER) or nothing is in flight any more,
- * whichever comes first; with min 0 it never waits. Returns the number of completions, or a negative errno:
- * -EINVAL, or a failure of the backend itself.
+ * there, timeout_ns has passed (0: do not wait, SCOW_WAIT_FOREVER) or nothing is in flight or watched any
+ * more, whichever comes first; with min 0 it never waits. Returns the number of completions, or a negative
+ * errno: -EINVAL, or a failure of the backend itself.
  */
 SCOW_PUBLIC int scow_queue_poll(struct scow_queue *queue, struct scow_completion *completions, int min,
                                 int max, int64_t timeout_ns);
@@ -536,6 +536,19 @@ SCOW_PUBLIC uint32_t scow_queue_in_flight(const struct scow_queue *queue);
  */
 SCOW_PUBLIC int scow_queue_completion_fd(const struct scow_queue *queue);
 SCOW_PUBLIC int scow_queue_enable_completion_fd(struct scow_queue *queue, int enable);
+
+/*
+ * Have the queue look at a descriptor of yours, so that one wait serves both: scow_queue_poll() tells when fd
+ * has become readable by a completion with user_data and ret 0, or once a negative errno when it can be
+ * watched no more. Edge-triggered, as with EPOLLET: an eventfd that is written again is told again, read or
+ * not; it may be told once too often, and several writes at once. It is no request: it takes no place of
+ * depth and is not counted in flight, but while anything is watched scow_queue_poll() waits with nothing in
+ * flight too. fd must stay open until scow_queue_unwatch(). Only on the queue's thread, at most 1024 at once.
+ *
+ * -EEXIST fd is watched already, -ENOTSUP with SCOW_BACKEND_NULL, -EMFILE, -ENOMEM; unwatch: -ENOENT.
+ */
+SCOW_PUBLIC int scow_queue_watch(struct scow_queue *queue, int fd, void *user_data);
+SCOW_PUBLIC int scow_queue_unwatch(struct scow_queue *queue, int fd);
 
 /*
  * Blocking helpers for programs that need no speed: any offset and length within the image, any thread, no

@@ -27,6 +27,17 @@ enum backend_kind {
 
 struct backend;
 
+/* A descriptor of somebody else's that the owner's wait looks at too: edge-triggered, as with EPOLLET. */
+struct watch {
+    struct list_node node; /* in backend.fired while fired */
+    int fd;
+    int32_t result; /* 0, or the negative errno that ended it */
+    bool fired;     /* became readable, and nobody was told yet */
+    bool armed;     /* the backend's: the system knows it, or (after unwatch) may still speak of it */
+    bool ended;     /* unwatch() was called: never fires again; may be watched anew once it is not armed */
+    void *user_data;
+};
+
 struct backend_ops {
     const char *name;
     /* Take an I/O. Cannot fail: there is room for as many as the backend was created for. */
@@ -43,13 +54,25 @@ struct backend_ops {
     /* Readable when there may be completions; only signalled while enabled. */
     int (*event_fd)(const struct backend *b);
     int (*event_enable)(struct backend *b, bool enable);
+    /* Owner's thread. Absent where descriptors cannot be watched. The watch stays until destroy(). */
+    int (*watch)(struct backend *b, struct watch *w);
+    void (*unwatch)(struct backend *b, struct watch *w);
     /* No I/O is in flight. */
     void (*destroy)(struct backend *b);
 };
 
 struct backend {
     const struct backend_ops *ops;
+    struct list fired; /* watches; the owner takes them */
 };
+
+static inline void backend_watch_fired(struct backend *b, struct watch *w)
+{
+    if (w->fired || w->ended)
+        return;
+    w->fired = true;
+    list_push(&b->fired, &w->node);
+}
 
 struct backend_config {
     uint32_t ios_max;          /* in flight at once */

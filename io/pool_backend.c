@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -43,6 +44,7 @@ struct pool_backend {
     bool woken;         /* wake() since the last wait, under lock */
     bool event_enabled; /* under lock */
     int event_fd;
+    int watch_fd; /* an epoll that has the watched descriptors; -1: none is. The owner's */
 };
 
 static struct pool_backend *backend_of(struct backend *b)
@@ -254,26 +256,42 @@ static bool take_done(struct pool_backend *p, struct list *done)
     return any;
 }
 
+static void take_fired(struct pool_backend *p)
+{
+    struct epoll_event events[16];
+    int n;
+
+    if (likely(p->watch_fd < 0))
+        return;
+    do {
+        n = epoll_wait(p->watch_fd, events, ARRAY_COUNT(events), 0);
+        for (int i = 0; i < n; i++)
+            backend_watch_fired(&p->base, events[i].data.ptr);
+    } while (n == (int)ARRAY_COUNT(events));
+}
+
 static int pool_turn(struct backend *b, struct list *done)
 {
     struct pool_backend *p = backend_of(b);
 
     hand_over(p);
+    take_fired(p);
     pthread_mutex_lock(&p->lock);
     take_done(p, done);
     pthread_mutex_unlock(&p->lock);
     return 0;
 }
 
-/* Sleep until event_fd is signalled. */
+/* Sleep until event_fd is signalled, or a watched descriptor is readable. */
 static void sleep_on(struct pool_backend *p, int64_t timeout_ns)
 {
-    struct pollfd pfd = {.fd = p->event_fd, .events = POLLIN};
+    struct pollfd pfd[] = {{.fd = p->event_fd, .events = POLLIN}, {.fd = p->watch_fd, .events = POLLIN}};
     const struct timespec ts = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
     uint64_t count;
 
-    (void)ppoll(&pfd, 1, timeout_ns < 0 ? NULL : &ts, NULL);
+    (void)ppoll(pfd, ARRAY_COUNT(pfd), timeout_ns < 0 ? NULL : &ts, NULL);
     (void)!read(p->event_fd, &count, sizeof count);
+    take_fired(p);
 }
 
 static int pool_wait(struct backend *b, struct list *done, int64_t timeout_ns)
@@ -326,6 +344,27 @@ static int pool_event_enable(struct backend *b, bool enable)
     return 0;
 }
 
+static int pool_watch(struct backend *b, struct watch *w)
+{
+    struct pool_backend *p = backend_of(b);
+    struct epoll_event e = {.events = EPOLLIN | EPOLLET, .data.ptr = w};
+
+    if (p->watch_fd < 0)
+        p->watch_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (p->watch_fd < 0 || epoll_ctl(p->watch_fd, EPOLL_CTL_ADD, w->fd, &e) < 0) {
+        const int err = -errno;
+
+        return error_set(err, "descriptor %d cannot be watched: %s", w->fd, strerror(-err));
+    }
+    return 0;
+}
+
+static void pool_unwatch(struct backend *b, struct watch *w)
+{
+    (void)epoll_ctl(backend_of(b)->watch_fd, EPOLL_CTL_DEL, w->fd, NULL);
+    w->ended = true;
+}
+
 static void pool_backend_destroy(struct backend *b)
 {
     struct pool_backend *p = backend_of(b);
@@ -335,6 +374,8 @@ static void pool_backend_destroy(struct backend *b)
     pthread_mutex_unlock(&p->lock);
     pthread_mutex_destroy(&p->lock);
     close(p->event_fd);
+    if (p->watch_fd >= 0)
+        close(p->watch_fd);
     free(p);
 }
 
@@ -346,6 +387,8 @@ static const struct backend_ops pool_ops = {
     .wake = pool_wake,
     .event_fd = pool_event_fd,
     .event_enable = pool_event_enable,
+    .watch = pool_watch,
+    .unwatch = pool_unwatch,
     .destroy = pool_backend_destroy,
 };
 
@@ -358,6 +401,7 @@ int pool_backend_create(struct pool *pool, const struct backend_config *config, 
         return error_set(-ENOMEM, "out of memory");
     p->base.ops = &pool_ops;
     p->pool = pool;
+    p->watch_fd = -1;
     p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (p->event_fd < 0) {
         const int err = -errno;

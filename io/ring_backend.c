@@ -20,8 +20,11 @@
 #include "io/backend.h"
 
 #define SQ_ENTRIES_MAX 1024u
-/* user_data of the poll that watches wake_fd; an I/O's is its address. */
-#define WAKE_TAG 1u
+/* In the low bits of user_data, which is an address: 0 for an I/O. */
+#define TAG_MASK 3u
+#define WAKE_TAG 1u  /* the poll that watches wake_fd; no address */
+#define WATCH_TAG 2u /* a watch's poll */
+#define OTHER_TAG 3u /* nobody's: the removal of a poll */
 
 struct ring_backend {
     struct backend base;
@@ -32,6 +35,7 @@ struct ring_backend {
     bool disabled;      /* created with R_DISABLED, not enabled yet */
     bool files_registered;
     bool wake_armed;
+    struct list unarmed;  /* watches that found the submission queue full */
     struct list overflow; /* prepared while the submission queue was full */
     int wake_fd;          /* eventfd: other threads write it */
     int event_fd;         /* eventfd of the embedder */
@@ -186,15 +190,63 @@ static void arm_wake(struct ring_backend *r)
     r->wake_armed = true;
 }
 
+static void arm_watch(struct ring_backend *r, struct watch *w)
+{
+    struct io_uring_sqe *sqe = take_sqe(r);
+
+    w->armed = true;
+    if (unlikely(!sqe)) { /* the kernel will have room later */
+        list_push(&r->unarmed, &w->node);
+        return;
+    }
+    io_uring_prep_poll_multishot(sqe, w->fd, POLLIN);
+    io_uring_sqe_set_data64(sqe, (uintptr_t)w | WATCH_TAG);
+}
+
+ATTR_COLD static void arm_rest(struct ring_backend *r)
+{
+    struct list all = list_take(&r->unarmed);
+    struct list_node *n;
+
+    while ((n = list_pop(&all)))
+        arm_watch(r, container_of(n, struct watch, node));
+}
+
+static void watch_completed(struct ring_backend *r, struct watch *w, const struct io_uring_cqe *cqe)
+{
+    const bool more = cqe->flags & IORING_CQE_F_MORE;
+
+    if (cqe->res < 0)
+        w->result = cqe->res;
+    backend_watch_fired(&r->base, w);
+    w->armed = more;
+    if (!more && !w->ended && cqe->res >= 0)
+        arm_watch(r, w);
+}
+
+static void complete_other(struct ring_backend *r, const struct io_uring_cqe *cqe)
+{
+    uint64_t count;
+
+    switch (cqe->user_data & TAG_MASK) {
+    case WAKE_TAG:
+        r->wake_armed = cqe->flags & IORING_CQE_F_MORE;
+        (void)!read(r->wake_fd, &count, sizeof count);
+        break;
+    case WATCH_TAG:
+        watch_completed(r, (struct watch *)(uintptr_t)(cqe->user_data & ~(uint64_t)TAG_MASK), cqe);
+        break;
+    default:
+        break;
+    }
+}
+
 static void complete(struct ring_backend *r, const struct io_uring_cqe *cqe, struct list *done)
 {
     struct io *io;
 
-    if (unlikely(cqe->user_data == WAKE_TAG)) {
-        uint64_t count;
-
-        r->wake_armed = cqe->flags & IORING_CQE_F_MORE;
-        (void)!read(r->wake_fd, &count, sizeof count);
+    if (unlikely(cqe->user_data & TAG_MASK)) {
+        complete_other(r, cqe);
         return;
     }
     io = (struct io *)(uintptr_t)cqe->user_data;
@@ -255,6 +307,8 @@ static int ring_turn(struct backend *b, struct list *done)
     if (unlikely(ret < 0))
         return ret;
     drain_overflow(r);
+    if (unlikely(!list_empty(&r->unarmed)))
+        arm_rest(r);
     if (io_uring_sq_ready(&r->ring)) {
         ret = r->defer_taskrun ? io_uring_submit_and_get_events(&r->ring) : io_uring_submit(&r->ring);
     } else if ((IO_URING_READ_ONCE(*r->ring.sq.kflags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
@@ -279,6 +333,8 @@ static int ring_wait(struct backend *b, struct list *done, int64_t timeout_ns)
         return ret;
     drain_overflow(r);
     arm_wake(r);
+    if (unlikely(!list_empty(&r->unarmed)))
+        arm_rest(r);
     if (timeout_ns < 0) {
         ret = io_uring_submit_and_wait(&r->ring, 1);
     } else {
@@ -321,6 +377,27 @@ static int ring_event_enable(struct backend *b, bool enable)
     return 0;
 }
 
+static int ring_watch(struct backend *b, struct watch *w)
+{
+    const int r = claim(ring_of(b));
+
+    if (r == 0)
+        arm_watch(ring_of(b), w);
+    return r;
+}
+
+static void ring_unwatch(struct backend *b, struct watch *w)
+{
+    struct ring_backend *r = ring_of(b);
+    struct io_uring_sqe *sqe = w->armed ? take_sqe(r) : NULL;
+
+    w->ended = true;
+    if (!sqe) /* full: it fires on, and nobody is told */
+        return;
+    io_uring_prep_poll_remove(sqe, (uintptr_t)w | WATCH_TAG);
+    io_uring_sqe_set_data64(sqe, OTHER_TAG);
+}
+
 static void ring_destroy(struct backend *b)
 {
     struct ring_backend *r = ring_of(b);
@@ -339,6 +416,8 @@ static const struct backend_ops ring_ops = {
     .wake = ring_wake,
     .event_fd = ring_event_fd,
     .event_enable = ring_event_enable,
+    .watch = ring_watch,
+    .unwatch = ring_unwatch,
     .destroy = ring_destroy,
 };
 
