@@ -14,6 +14,7 @@ static const struct command commands[] = {
     {"compare", "compare what two images contain", command_compare},
     {"convert", "copy images' content into a qcow2 image, a raw file or a device", command_convert},
     {"resize", "change the size of the disk in an image", command_resize},
+    {"serve", "give an image to a hypervisor as a disk", command_serve},
     {"io", "single requests in qemu-io's syntax", command_io},
     {"bench", "measure requests per second and latency", command_bench},
 };

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: MIT */
+/* Sockets that a server listens on, and what it tells a service manager. */
+#ifndef CLI_SERVE_SOCKET_H
+#define CLI_SERVE_SOCKET_H
+
+/* A listening Unix socket at path. What a server that was killed left behind is replaced; a path that
+ * somebody answers on, or that is no socket, is not. A descriptor, or a negative errno with the error
+ * reported. */
+int serve_listen(const char *path);
+
+/* The first descriptor that a service manager has handed over (sd_listen_fds(3)); -1: none. */
+int serve_activated_fd(void);
+
+/* A listening socket, checked; 0 or a negative errno with the error reported. */
+int serve_check_fd(int fd);
+
+/* sd_notify(3): "READY=1", "STOPPING=1". Nothing without a service manager. */
+void serve_notify(const char *state);
+
+#endif

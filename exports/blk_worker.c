@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: MIT */
+#include "exports/blk_worker.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Requests in flight on the engine's queue; more wait. */
+#define ENGINE_DEPTH 1024u
+/* Completions, and requests of one virtqueue, before others get their turn. */
+#define BATCH 64
+/* A virtqueue without a descriptor for kicks is looked at so often. */
+#define NO_KICK_NS 50000
+/* What busy polling begins with. */
+#define POLL_NS_MIN 2000u
+
+static uint64_t now_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+/* ---- calls of the main thread ---- */
+
+void blk_worker_call(struct blk_worker *w, void (*call)(void *arg), void *arg)
+{
+    const uint64_t one = 1;
+
+    pthread_mutex_lock(&w->lock);
+    w->call = call;
+    w->call_arg = arg;
+    atomic_store_explicit(&w->called, true, memory_order_release);
+    (void)!write(w->bell, &one, sizeof one);
+    while (atomic_load_explicit(&w->called, memory_order_relaxed))
+        pthread_cond_wait(&w->answered, &w->lock);
+    pthread_mutex_unlock(&w->lock);
+}
+
+static void answer_call(struct blk_worker *w)
+{
+    uint64_t count;
+
+    if (!atomic_load_explicit(&w->called, memory_order_acquire))
+        return;
+    (void)!read(w->bell, &count, sizeof count);
+    pthread_mutex_lock(&w->lock);
+    w->call(w->call_arg);
+    atomic_store_explicit(&w->called, false, memory_order_relaxed);
+    pthread_cond_signal(&w->answered);
+    pthread_mutex_unlock(&w->lock);
+}
+
+/* ---- serving ---- */
+
+/* Completions of the engine's, at least min of them or kicks or the bell. Returns whether anything came. */
+static bool poll_engine(struct blk_worker *w, int min, int64_t timeout_ns)
+{
+    struct scow_completion c[BATCH];
+    const int n = scow_queue_poll(w->engine, c, min, BATCH, timeout_ns);
+    const uint64_t now = n > 0 && w->device->stats ? now_ns() : 0;
+
+    for (int i = 0; i < n; i++) {
+        if (!c[i].user_data) /* the bell: answer_call() looks for itself */
+            continue;
+        if (((uintptr_t)c[i].user_data & 1) == 0) {
+            blk_queue_completed(c[i].user_data, &c[i], now);
+        } else {
+            struct blk_queue *const q = (struct blk_queue *)((uintptr_t)c[i].user_data - 1);
+
+            blk_count(&q->counts.kicks, 1);
+        }
+    }
+    return n > 0;
+}
+
+static void notify_guest(struct blk_worker *w)
+{
+    for (uint32_t i = 0; i < w->queue_count; i++)
+        if (w->queues[i]->has_rings)
+            virtqueue_notify(&w->queues[i]->ring);
+}
+
+static bool serve_queues(struct blk_worker *w)
+{
+    const uint64_t now = w->device->stats ? now_ns() : 0;
+    bool any = false;
+
+    for (uint32_t i = 0; i < w->queue_count; i++) {
+        struct blk_queue *const q = w->queues[i];
+
+        if (q->stalled)
+            blk_queue_retry(q, now);
+        if (blk_queue_runs(q))
+            any |= blk_queue_serve(q, BATCH, now);
+    }
+    return any;
+}
+
+static void want_kicks(struct blk_worker *w, bool want)
+{
+    for (uint32_t i = 0; i < w->queue_count; i++)
+        if (blk_queue_runs(w->queues[i]))
+            virtqueue_want_kicks(&w->queues[i]->ring, want);
+}
+
+static bool has_work(const struct blk_worker *w)
+{
+    for (uint32_t i = 0; i < w->queue_count; i++)
+        if (blk_queue_runs(w->queues[i]) && virtqueue_has_work(&w->queues[i]->ring))
+            return true;
+    return atomic_load_explicit(&w->called, memory_order_acquire);
+}
+
+static int64_t sleep_ns(const struct blk_worker *w)
+{
+    for (uint32_t i = 0; i < w->queue_count; i++) {
+        const struct blk_queue *const q = w->queues[i];
+
+        if (q->stalled || (blk_queue_runs(q) && q->ring.kick_fd < 0 && !q->ring.broken))
+            return NO_KICK_NS;
+    }
+    return SCOW_WAIT_FOREVER;
+}
+
+/* Sleep until something happens. The guest is asked to kick first, and looked at once more behind that. */
+static void sleep_on(struct blk_worker *w)
+{
+    want_kicks(w, true);
+    if (!has_work(w))
+        (void)poll_engine(w, 1, sleep_ns(w));
+    want_kicks(w, false);
+}
+
+/* Busy for a while: true when something came. */
+static bool spin(struct blk_worker *w)
+{
+    uint64_t end;
+
+    if (!w->poll_ns)
+        return false;
+    end = now_ns() + w->poll_ns;
+    do {
+        if (has_work(w) || poll_engine(w, 0, 0))
+            return true;
+    } while (now_ns() < end);
+    return false;
+}
+
+/* Sleeping that ends soon says that polling would have paid; polling in vain, that it does not. */
+static void learn(struct blk_worker *w, uint64_t slept_ns)
+{
+    if (!w->poll_ns_max)
+        return;
+    if (slept_ns > w->poll_ns_max)
+        w->poll_ns /= 2;
+    else
+        w->poll_ns = w->poll_ns < POLL_NS_MIN ? POLL_NS_MIN : 2 * w->poll_ns;
+    if (w->poll_ns > w->poll_ns_max)
+        w->poll_ns = w->poll_ns_max;
+    else if (w->poll_ns < POLL_NS_MIN)
+        w->poll_ns = 0;
+}
+
+static void rest(struct blk_worker *w)
+{
+    uint64_t start;
+
+    if (spin(w))
+        return;
+    start = w->poll_ns_max ? now_ns() : 0;
+    sleep_on(w);
+    if (w->poll_ns_max)
+        learn(w, now_ns() - start);
+}
+
+static void *worker_main(void *arg)
+{
+    struct blk_worker *const w = arg;
+
+    (void)scow_queue_watch(w->engine, w->bell, NULL);
+    while (!w->stop) {
+        const bool any = serve_queues(w);
+
+        answer_call(w);
+        if (w->stop)
+            break;
+        notify_guest(w);
+        /* Resting submits what was served: one system call for that and for the wait. */
+        if (any && has_work(w))
+            (void)poll_engine(w, 0, 0);
+        else
+            rest(w);
+        notify_guest(w);
+    }
+    return NULL;
+}
+
+/* ---- in calls ---- */
+
+void blk_worker_drain(struct blk_worker *w)
+{
+    bool busy;
+
+    do {
+        busy = false;
+        for (uint32_t i = 0; i < w->queue_count; i++) {
+            if (w->queues[i]->stalled)
+                blk_queue_retry(w->queues[i], now_ns());
+            busy |= w->queues[i]->ring.in_flight;
+        }
+        if (busy)
+            (void)poll_engine(w, scow_queue_in_flight(w->engine) ? 1 : 0, NO_KICK_NS);
+    } while (busy);
+    notify_guest(w);
+}
+
+int blk_worker_set_kick(struct blk_worker *w, struct blk_queue *q, int fd)
+{
+    int r = 0;
+
+    if (q->ring.kick_fd >= 0) {
+        (void)scow_queue_unwatch(w->engine, q->ring.kick_fd);
+        close(q->ring.kick_fd);
+    }
+    q->ring.kick_fd = -1;
+    if (fd >= 0)
+        r = scow_queue_watch(w->engine, fd, (void *)((uintptr_t)q + 1));
+    if (fd >= 0 && r < 0)
+        close(fd);
+    else
+        q->ring.kick_fd = fd;
+    return r;
+}
+
+/* ---- start and stop ---- */
+
+static int start_thread(struct blk_worker *w, uint32_t index)
+{
+    sigset_t all, old;
+    char name[16];
+    int err;
+
+    sigfillset(&all); /* signals are the main thread's */
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    err = pthread_create(&w->thread, NULL, worker_main, w);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (err)
+        return -err;
+    w->has_thread = true;
+    snprintf(name, sizeof name, "blk-%u", index);
+    pthread_setname_np(w->thread, name);
+    return 0;
+}
+
+int blk_worker_start(struct blk_worker *w, struct blk_device *device, struct blk_queue **queues,
+                     uint32_t queue_count, uint64_t poll_ns_max, uint32_t index)
+{
+    struct scow_queue_options o = SCOW_QUEUE_OPTIONS_INIT;
+    int r;
+
+    *w = (struct blk_worker){.queues = queues,
+                             .queue_count = queue_count,
+                             .device = device,
+                             .poll_ns_max = poll_ns_max,
+                             .bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+    pthread_mutex_init(&w->lock, NULL);
+    pthread_cond_init(&w->answered, NULL);
+    if (w->bell < 0)
+        return -errno;
+    o.depth = ENGINE_DEPTH;
+    r = scow_queue_create(device->image, &o, &w->engine);
+    if (r < 0)
+        return r;
+    for (uint32_t i = 0; i < queue_count; i++)
+        queues[i]->engine = w->engine;
+    return start_thread(w, index);
+}
+
+static void stop_worker(void *arg)
+{
+    struct blk_worker *const w = arg;
+
+    w->stop = true;
+}
+
+void blk_worker_stop(struct blk_worker *w)
+{
+    if (!w->engine && !w->has_thread && w->bell <= 0)
+        return;
+    if (w->has_thread) {
+        blk_worker_call(w, stop_worker, w);
+        pthread_join(w->thread, NULL);
+    }
+    (void)scow_queue_destroy(w->engine);
+    if (w->bell >= 0)
+        close(w->bell);
+    pthread_cond_destroy(&w->answered);
+    pthread_mutex_destroy(&w->lock);
+    free(w->queues);
+    *w = (struct blk_worker){.bell = -1};
+}
