@@ -13,6 +13,7 @@
 #include "cli/command.h"
 #include "cli/open_args.h"
 #include "cli/serve_socket.h"
+#include "exports/sandbox.h"
 #include "exports/vhost_user_blk.h"
 
 enum {
@@ -27,6 +28,7 @@ enum {
     ARG_WRITETHROUGH,
     ARG_PID_FILE,
     ARG_NO_STATS,
+    ARG_SANDBOX,
 };
 
 static const struct argument specs[] = {
@@ -42,6 +44,7 @@ static const struct argument specs[] = {
     {ARG_WRITETHROUGH, "writethrough", NULL, "every write is durable; the guest cannot turn its cache on"},
     {ARG_PID_FILE, "pid-file", "FILE", "write the process's number there; removed at the end"},
     {ARG_NO_STATS, "no-stats", NULL, "measure no latencies"},
+    {ARG_SANDBOX, "sandbox", "on|off", "give up all system calls that serving needs not; default: on"},
     OPEN_ARGUMENT_FORMAT,
     OPEN_ARGUMENT_CACHE('t'),
     OPEN_ARGUMENTS_ENGINE,
@@ -67,7 +70,7 @@ struct serve_args {
     const char *path, *socket_path, *pid_file, *serial;
     int socket_fd;
     uint32_t queues, threads, poll_us;
-    bool read_only, writethrough, no_stats;
+    bool read_only, writethrough, no_stats, no_sandbox;
 };
 
 static void print_log(void *ctx, const char *text)
@@ -127,6 +130,21 @@ static int write_pid_file(const char *path)
     return -EIO;
 }
 
+/* Everything that has to be opened is. */
+static int enter_sandbox(const struct serve_args *args)
+{
+    int r;
+
+    if (args->no_sandbox || !sandbox_is_built_in())
+        return 0;
+    r = sandbox_enter();
+    if (r < 0) {
+        command_error(NULL, "the sandbox cannot be entered: %s", strerror(-r));
+        command_hint("--sandbox off serves without it");
+    }
+    return r;
+}
+
 static int run_server(const struct serve_args *args, struct scow_image *image, int listen_fd)
 {
     const struct vhost_user_blk_options o = {.listen_fd = listen_fd,
@@ -151,6 +169,9 @@ static int run_server(const struct serve_args *args, struct scow_image *image, i
     if (r < 0)
         return r;
     r = write_pid_file(args->pid_file);
+    serve_notify_prepare();
+    if (r == 0)
+        r = enter_sandbox(args);
     if (r == 0) {
         serve_notify("READY=1");
         r = serve(server, signals);
@@ -214,6 +235,7 @@ static int take_serial(struct serve_args *serve, struct arguments *args)
 static int take_option(struct serve_args *serve, struct arguments *args, int key)
 {
     uint32_t fd;
+    int choice;
 
     switch (key) {
     case ARG_VHOST:
@@ -246,6 +268,11 @@ static int take_option(struct serve_args *serve, struct arguments *args, int key
         return 0;
     case ARG_PID_FILE:
         serve->pid_file = args->value;
+        return 0;
+    case ARG_SANDBOX:
+        if (arguments_choice(args, "--sandbox", "on|off", &choice))
+            return -1;
+        serve->no_sandbox = choice;
         return 0;
     case ARG_NO_STATS:
         serve->no_stats = true;

@@ -95,21 +95,29 @@ int serve_check_fd(int fd)
     return 0;
 }
 
-void serve_notify(const char *state)
+static int notify_fd = -1;
+
+void serve_notify_prepare(void)
 {
     const char *path = getenv("NOTIFY_SOCKET");
     struct sockaddr_un a = {.sun_family = AF_UNIX};
-    int fd;
 
     if (!path || (path[0] != '/' && path[0] != '@') || strlen(path) >= sizeof a.sun_path)
         return;
     memcpy(a.sun_path, path, strlen(path));
     if (path[0] == '@') /* the abstract namespace */
         a.sun_path[0] = '\0';
-    fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (fd < 0)
+    notify_fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (notify_fd >= 0 && connect(notify_fd, (const struct sockaddr *)&a,
+                                  (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path))) == 0)
         return;
-    (void)!sendto(fd, state, strlen(state), MSG_NOSIGNAL, (const struct sockaddr *)&a,
-                  (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path)));
-    close(fd);
+    if (notify_fd >= 0)
+        close(notify_fd);
+    notify_fd = -1;
+}
+
+void serve_notify(const char *state)
+{
+    if (notify_fd >= 0)
+        (void)!send(notify_fd, state, strlen(state), MSG_NOSIGNAL);
 }

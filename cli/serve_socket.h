@@ -14,6 +14,8 @@ int serve_activated_fd(void);
 /* A listening socket, checked; 0 or a negative errno with the error reported. */
 int serve_check_fd(int fd);
 
+/* Connects to the service manager, if there is one, before a sandbox forbids it. */
+void serve_notify_prepare(void);
 /* sd_notify(3): "READY=1", "STOPPING=1". Nothing without a service manager. */
 void serve_notify(const char *state);
 
