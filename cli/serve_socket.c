@@ -14,22 +14,24 @@
 
 #include "cli/command.h"
 
+#define NEW_SUFFIX ".new"
 /* The protocol's first descriptor, by sd_listen_fds(3). */
 #define ACTIVATED_FD 3
 
 static int address(const char *path, struct sockaddr_un *ret)
 {
     *ret = (struct sockaddr_un){.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof ret->sun_path) {
-        command_error(path, "the path of a socket has at most %zu bytes", sizeof ret->sun_path - 1);
+    if (strlen(path) >= sizeof ret->sun_path - strlen(NEW_SUFFIX)) {
+        command_error(path, "the path of a socket has at most %zu bytes",
+                      sizeof ret->sun_path - strlen(NEW_SUFFIX) - 1);
         return -ENAMETOOLONG;
     }
     memcpy(ret->sun_path, path, strlen(path));
     return 0;
 }
 
-/* A socket that nobody listens on any more goes. */
-static int remove_stale(const char *path, const struct sockaddr_un *a)
+/* Whether the path is free, or a socket that nobody listens on any more. */
+static int check_path(const char *path, const struct sockaddr_un *a)
 {
     struct stat st;
     int fd, r = 0;
@@ -44,26 +46,29 @@ static int remove_stale(const char *path, const struct sockaddr_un *a)
     if (fd >= 0 && (connect(fd, (const struct sockaddr *)a, sizeof *a) == 0 || errno != ECONNREFUSED)) {
         command_error(path, "another server listens there");
         r = -EADDRINUSE;
-    } else {
-        (void)unlink(path);
     }
     if (fd >= 0)
         close(fd);
     return r;
 }
 
+/* Under its path once it listens: who sees it can connect. */
 int serve_listen(const char *path)
 {
     struct sockaddr_un a;
     int fd, r = address(path, &a);
 
     if (r == 0)
-        r = remove_stale(path, &a);
+        r = check_path(path, &a);
     if (r < 0)
         return r;
+    strcat(a.sun_path, NEW_SUFFIX);
+    (void)unlink(a.sun_path);
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0 || bind(fd, (const struct sockaddr *)&a, sizeof a) < 0 || listen(fd, 8) < 0) {
+    if (fd < 0 || bind(fd, (const struct sockaddr *)&a, sizeof a) < 0 || listen(fd, 8) < 0 ||
+        rename(a.sun_path, path) < 0) {
         r = -errno;
+        (void)unlink(a.sun_path);
         command_error(path, "cannot listen: %s", strerror(-r));
         if (fd >= 0)
             close(fd);
