@@ -275,6 +275,32 @@ def inflate_inputs(images):
     return inputs
 
 
+def ring_inputs(rng):
+    """A guest's memory, see fuzz_virtqueue.c: eight bytes of choices, then descriptors, rings, requests."""
+    inputs = {}
+    for kind, (request, data) in enumerate(((0, 512), (1, 1024), (4, 0), (8, 20), (11, 16), (13, 32))):
+        for indirect in (False, True):
+            num_log = 3
+            num = 1 << num_log
+            memory = bytearray(4096)
+            avail = 16 * num
+            writable = 2 if request in (0, 8) else 0
+            parts = [(1024, 16, 0), (1536, data, writable), (3072 + 512, 1, 2)]
+            parts = [p for p in parts if p[1]]
+            table = 2048 if indirect else 0
+            for i, (at, size, flags) in enumerate(parts):
+                more = 1 if i + 1 < len(parts) else 0
+                struct.pack_into("<QIHH", memory, table + 16 * i, at, size, flags | more, i + 1)
+            if indirect:
+                struct.pack_into("<QIHH", memory, 0, 2048, 16 * len(parts), 4, 0)
+            struct.pack_into("<HHH", memory, avail, 0, 1, 0)
+            struct.pack_into("<IIQ", memory, 1024, request, 0, kind)
+            struct.pack_into("<QII", memory, 1536, kind, 2, 0)
+            choices = bytes([num_log, 6, 0, 0]) + rng.randbytes(4)
+            inputs[f"request-{request}-{'indirect' if indirect else 'direct'}"] = choices + bytes(memory)
+    return inputs
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--seed", type=int, default=1)
@@ -287,6 +313,7 @@ def main():
     write_inputs(os.path.join(args.folder, "header"), {n: i[:4096] for n, i in images.items()})
     write_inputs(os.path.join(args.folder, "tables"), table_inputs(images))
     write_inputs(os.path.join(args.folder, "inflate"), inflate_inputs(images))
+    write_inputs(os.path.join(args.folder, "virtqueue"), ring_inputs(rng))
     return 0
 
 

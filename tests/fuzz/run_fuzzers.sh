@@ -76,8 +76,9 @@ fuzz() {
         "$(sed -n 's/.*Test unit written to //p' "$log" | tail -1)"
 }
 
-fuzz open 60 262144
+fuzz open 50 262144
 fuzz header 10 65536
 fuzz tables 10 8192
 fuzz inflate 20 65536
+fuzz virtqueue 10 4104
 exit $status
