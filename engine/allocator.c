@@ -87,8 +87,9 @@ static void take_note(struct allocator *a, struct note *note)
         break;
     case NOTE_COPY:
     case NOTE_WRITE:
-    case NOTE_DONE:
         commit_answered(a, note);
+        break;
+    case NOTE_DONE: /* is not answered */
         break;
     case NOTE_RETURN:
         control_answered(a, note);
@@ -343,19 +344,22 @@ static int create_memory(struct allocator *a)
     a->notify_queue = calloc(image->queue_places, sizeof *a->notify_queue);
     a->notify_shard = calloc(image->shard_count, sizeof *a->notify_shard);
     a->commit.notes = calloc(image->shard_count, sizeof *a->commit.notes);
+    a->commit.ends = calloc(image->shard_count, sizeof *a->commit.ends);
     a->l1_durable = pages_reserve(L1_BYTES_MAX + 4096);
     a->commit.l1_copy = pages_reserve(L1_BYTES_MAX);
     a->header_block = pages_reserve(header_block_bytes(a));
-    if (!a->notify_queue || !a->notify_shard || !a->commit.notes || !a->l1_durable || !a->commit.l1_copy ||
-        !a->header_block)
+    if (!a->notify_queue || !a->notify_shard || !a->commit.notes || !a->commit.ends || !a->l1_durable ||
+        !a->commit.l1_copy || !a->header_block)
         return error_set(-ENOMEM, "out of memory");
     for (uint32_t i = 0; i < COUNTS_IOS; i++) {
         a->counts.buffers[i] = aligned_alloc(4096, round_up(cluster_bytes, 4096));
         if (!a->counts.buffers[i])
             return error_set(-ENOMEM, "out of memory");
     }
-    for (uint32_t i = 0; i < image->shard_count; i++)
+    for (uint32_t i = 0; i < image->shard_count; i++) {
         a->commit.notes[i].shard_index = i;
+        a->commit.ends[i].kind = NOTE_DONE;
+    }
     return 0;
 }
 
@@ -443,5 +447,6 @@ void allocator_destroy(struct allocator *a)
     free(a->notify_queue);
     free(a->notify_shard);
     free(a->commit.notes);
+    free(a->commit.ends);
     free(a);
 }

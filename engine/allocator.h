@@ -7,8 +7,8 @@
  * - counts (counts_machine.c): leases and all else that changes refcounts. Extend the file → write counts →
  *   sync → table and header, each synced, if they changed → grant. I1, I6.
  *
- * - commit (commit_machine.c): what the shards changed. They copy → sync → they write → sync → L1 → sync. I2,
- *   I3, I7.
+ * - commit (commit_machine.c): what the shards changed. They copy, and write what names nothing new → sync →
+ *   they write the rest → sync → L1 → sync. I2, I3, I7.
  *
  * - tables (table_machine.c): makes and copies L2 tables.
  *
@@ -90,21 +90,20 @@ enum commit_state {
     COMMIT_SYNC2,
     COMMIT_L1,
     COMMIT_SYNC3,
-    COMMIT_DONE, /* the shards are told how it ended */
 };
 
 struct commit_machine {
     enum commit_state state;
     int32_t status;
-    struct note *notes; /* by shard */
+    struct note *notes; /* by shard: the phases */
+    struct note *ends;  /* by shard: how it ended */
     uint32_t notes_out;
-    bool sync_needed, any_copy, any_l1, raised;
-    bool synced1;                 /* the data is durable */
-    bool l1_early, any_synced_l1; /* only where I3 is off */
-    struct list waiting;          /* requests: for the next commit */
-    struct list joined;           /* requests: in the one under way */
-    uint64_t counts_pass;         /* COMMIT_COUNTS: done when passes reaches it */
-    uint64_t own_mutated;         /* of the allocator, as copied */
+    bool any_copy, any_l1, raised;
+    bool l1_early;        /* only where I3 is off */
+    struct list waiting;  /* requests: for the next commit */
+    struct list joined;   /* requests: in the one under way */
+    uint64_t counts_pass; /* COMMIT_COUNTS: done when passes reaches it */
+    uint64_t own_mutated; /* of the allocator, as copied */
     struct allocator_io sync_io, data_sync_io, l1_io;
     uint32_t syncs_out;
     uint64_t *l1_copy;       /* what is to be written of L1, big-endian */

@@ -77,24 +77,18 @@ static void answer_joined(struct allocator *a, int status)
         allocator_answer_request(a, container_of(n, struct request, node), status, text);
 }
 
-/* The shards learn how it ended. */
+/* The shards learn how it ended. They need not answer: what has answered the next COPY has taken this from
+ * its ring before. */
 static void tell_shards(struct allocator *a)
 {
     struct commit_machine *m = &a->commit;
 
-    m->state = COMMIT_DONE;
-    for (uint32_t i = 0; i < a->image->shard_count; i++) {
-        struct note *note = &m->notes[i];
-
-        if (!note->any)
-            continue;
-        note->kind = NOTE_DONE;
-        note->status = m->status;
-        m->notes_out++;
-        allocator_send_note(a, i, note);
-    }
-    if (!m->notes_out)
-        m->state = COMMIT_IDLE;
+    m->state = COMMIT_IDLE;
+    for (uint32_t i = 0; i < a->image->shard_count; i++)
+        if (m->notes[i].took_part) {
+            m->ends[i].status = m->status;
+            allocator_send_note(a, i, &m->ends[i]);
+        }
 }
 
 static void succeed(struct allocator *a)
@@ -165,43 +159,27 @@ static void sync_file(struct allocator *a, struct allocator_io *io, struct file 
     allocator_start_io(a, io, sync_done);
 }
 
-/* Data: what is written so far may be named afterwards. */
+/* What is written so far may be named afterwards: data, new L2 tables, copies that nothing held back. */
 static void start_sync1(struct allocator *a)
 {
     struct commit_machine *m = &a->commit;
 
     m->state = COMMIT_SYNC1;
-    m->synced1 = true;
-    m->syncs_out = 1;
+    m->syncs_out = 0;
     if (a->layer->data_file != a->layer->file)
         sync_file(a, &m->data_sync_io, a->layer->data_file);
     sync_file(a, &m->sync_io, a->layer->file);
-    if (--m->syncs_out == 0)
-        go_on(a);
 }
 
-static void start_sync2(struct allocator *a)
+/* Metadata only: the image's file has all of it. */
+static void start_sync(struct allocator *a, enum commit_state state)
 {
-    struct commit_machine *m = &a->commit;
-
-    m->state = COMMIT_SYNC2;
-    m->syncs_out = 1;
-    if (a->layer->data_file != a->layer->file && !m->synced1)
-        sync_file(a, &m->data_sync_io, a->layer->data_file);
-    sync_file(a, &m->sync_io, a->layer->file);
-    if (--m->syncs_out == 0)
-        go_on(a);
+    a->commit.state = state;
+    a->commit.syncs_out = 0;
+    sync_file(a, &a->commit.sync_io, a->layer->file);
 }
 
-static void start_sync3(struct allocator *a)
-{
-    struct commit_machine *m = &a->commit;
-
-    m->state = COMMIT_SYNC3;
-    m->syncs_out = 0;
-    sync_file(a, &m->sync_io, a->layer->file);
-}
-
+/* The copies that had to wait. */
 static void start_writes(struct allocator *a)
 {
     struct commit_machine *m = &a->commit;
@@ -260,11 +238,6 @@ static void start_l1(struct allocator *a)
 
 /* ---- the way through ---- */
 
-static bool has_copies(const struct commit_machine *m)
-{
-    return m->any_copy;
-}
-
 /* After COPY and COUNTS. */
 static void after_copy(struct allocator *a)
 {
@@ -273,10 +246,8 @@ static void after_copy(struct allocator *a)
     if (!GUARD(I3) && m->any_l1 && !m->l1_early) {
         m->l1_early = true;
         start_l1(a);
-    } else if ((m->sync_needed && GUARD(I2)) || !has_copies(m)) {
-        start_sync1(a); /* without copies it is all that a flush needs, and comes before L1 (I3) */
     } else {
-        start_writes(a);
+        start_sync1(a);
     }
 }
 
@@ -284,7 +255,7 @@ static void after_sync1(struct allocator *a)
 {
     struct commit_machine *m = &a->commit;
 
-    if (has_copies(m))
+    if (m->any_copy)
         start_writes(a);
     else if (m->any_l1 && !m->l1_early)
         start_l1(a);
@@ -297,7 +268,7 @@ static void go_on(struct allocator *a)
 {
     struct commit_machine *m = &a->commit;
 
-    if (m->status < 0 && m->state != COMMIT_DONE) {
+    if (m->status < 0) {
         finish(a);
         return;
     }
@@ -310,7 +281,7 @@ static void go_on(struct allocator *a)
         after_sync1(a);
         break;
     case COMMIT_WRITE:
-        start_sync2(a);
+        start_sync(a, COMMIT_SYNC2);
         break;
     case COMMIT_SYNC2:
         if (m->any_l1 && !m->l1_early)
@@ -319,18 +290,13 @@ static void go_on(struct allocator *a)
             finish(a);
         break;
     case COMMIT_L1:
-        if (m->l1_early && !m->synced1 && !m->any_synced_l1) {
-            m->any_synced_l1 = true;
-            after_copy(a);
-        } else {
-            start_sync3(a);
-        }
+        if (m->l1_early)
+            start_sync1(a);
+        else
+            start_sync(a, COMMIT_SYNC3);
         break;
     case COMMIT_SYNC3:
         finish(a);
-        break;
-    case COMMIT_DONE:
-        m->state = COMMIT_IDLE;
         break;
     case COMMIT_IDLE:
         break;
@@ -385,7 +351,6 @@ static void collect(struct allocator *a)
             continue;
         if (note->status < 0)
             fail(m, note->status);
-        m->sync_needed |= note->sync_needed;
         m->any_copy |= note->any;
         (void)freed_move(&m->freed, &note->freed); /* or with the next commit */
         raise_counts(a, &note->raised);
@@ -425,7 +390,7 @@ static void begin(struct allocator *a)
     if (m->status == 0 && commit_is_dirty(a))
         m->status = allocator_mark(a);
     m->state = COMMIT_COPY;
-    m->any_l1 = m->sync_needed = m->any_copy = m->synced1 = m->l1_early = m->any_synced_l1 = false;
+    m->any_l1 = m->any_copy = m->l1_early = false;
     for (uint32_t i = 0; i < a->image->shard_count; i++) {
         const struct shard *s = &a->image->shards[i];
 
@@ -435,6 +400,7 @@ static void begin(struct allocator *a)
         if (!m->notes[i].took_part)
             continue;
         m->notes[i].kind = NOTE_COPY;
+        m->notes[i].status = m->status;
         m->notes_out++;
         allocator_send_note(a, i, &m->notes[i]);
     }

@@ -58,9 +58,10 @@ enum note_kind {
     NOTE_DRAIN, /* shard: wants every request of now to be over. Answer: they are */
     NOTE_ROOM, /* shard: a write found no space. Answer: nothing is kept ahead any more that could be given */
     /* The phases of a commit, from the allocator to each shard. */
-    NOTE_COPY,   /* copy the dirty slices. Answer: mutated, sync_needed, freed, raised */
-    NOTE_WRITE,  /* write the copies. Answer: status */
-    NOTE_DONE,   /* the commit is durable, or (status) has failed: slices are clean, or dirty again */
+    NOTE_COPY,  /* copy the dirty slices, and write them if nothing stands before that; status: the commit has
+                   failed already. Answer: status, any, mutated, freed, raised */
+    NOTE_WRITE, /* write the copies. Answer: status */
+    NOTE_DONE,  /* the commit is durable, or (status) failed: slices are clean, or dirty again. No answer */
     NOTE_RETURN, /* give unused clusters back. Answer: freed; any: others are in hand */
 };
 
@@ -74,9 +75,8 @@ struct note {
     uint64_t epoch;           /* DRAIN: the allocator's: when it began */
     struct lease lease;
     uint64_t mutated; /* COPY: what the copies cover */
-    bool sync_needed; /* COPY: I2 asks for a sync before the copies are written */
-    bool any;         /* COPY: there are copies */
-    bool took_part;   /* in the commit under way; the allocator's */
+    bool any; /* COPY: there are copies yet to be written: after a sync (I2), after raised counts (I1) */
+    bool took_part; /* in the commit under way; the allocator's */
     struct freed_list freed;
     struct raised_list raised;
 };

@@ -98,7 +98,6 @@ struct shard {
     struct note *write_note;
     struct commit_copy *copies;
     uint32_t copy_count, copies_started, copies_done;
-    int32_t copy_error;
     uint8_t *copy_memory;
 
     counter allocated, cow_bytes, slice_writes;

@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/guard.h"
 #include "base/memory.h"
 #include "engine/allocator.h"
 #include "engine/queue.h"
@@ -44,41 +45,6 @@ static int by_off(const void *a, const void *b)
     return x->io.off < y->io.off ? -1 : x->io.off > y->io.off;
 }
 
-static void shard_copy(struct shard *s, struct note *note)
-{
-    const struct layer *layer = image_top(s->image);
-    int64_t index;
-
-    note->status = s->broken;
-    note->mutated = counter_get(&s->mutated);
-    note->sync_needed = s->sync_needed;
-    s->copy_count = 0;
-    if (note->status == 0 && !raised_move(&note->raised, &s->raised))
-        note->status = -ENOMEM; /* I1: not without what the entries need */
-    while (note->status == 0 && (index = slice_cache_take_dirty(&s->cache)) >= 0) {
-        struct commit_copy *c = &s->copies[s->copy_count];
-        const struct slot *slot = slice_cache_slot(&s->cache, (uint32_t)index);
-
-        c->slot_index = (uint32_t)index;
-        c->bytes = s->copy_memory + (size_t)s->copy_count * layer->slice_bytes;
-        memcpy(c->bytes, (const void *)slot->entries, layer->slice_bytes);
-        c->io = (struct io){.kind = IO_WRITE,
-                            .role = ROLE_COPY,
-                            .file = layer->file,
-                            .off = slice_off(s, slot),
-                            .bytes = layer->slice_bytes,
-                            .buf = c->bytes};
-        s->copy_count++;
-    }
-    qsort(s->copies, s->copy_count, sizeof *s->copies, by_off);
-    if (note->status == 0)
-        s->sync_needed = false;
-    note->any = s->copy_count;
-    if (note->status == 0) /* what does not fit into memory goes with the next commit */
-        (void)freed_move_out(&note->freed, &s->freed);
-    shard_tell(s, note);
-}
-
 /* Nobody knows when slots will be clean. */
 static void fail_for_slot(struct shard *s, int err)
 {
@@ -101,7 +67,6 @@ static void shard_commit_done(struct shard *s, struct note *note)
     if (note->status < 0)
         fail_for_slot(s, note->status);
     shard_run_all(s, &s->for_slot);
-    shard_tell(s, note);
 }
 
 static void copies_finished(struct shard *s)
@@ -130,6 +95,45 @@ static void shard_write_copies(struct shard *s, struct note *note)
     if (s->broken && note->status == 0)
         note->status = s->broken;
     start_copies(s);
+}
+
+static void shard_copy(struct shard *s, struct note *note)
+{
+    const struct layer *layer = image_top(s->image);
+    int64_t index;
+
+    if (note->status == 0)
+        note->status = s->broken;
+    note->mutated = counter_get(&s->mutated);
+    s->copy_count = 0;
+    if (note->status == 0 && !raised_move(&note->raised, &s->raised))
+        note->status = -ENOMEM; /* I1: not without what the entries need */
+    while (note->status == 0 && (index = slice_cache_take_dirty(&s->cache)) >= 0) {
+        struct commit_copy *c = &s->copies[s->copy_count];
+        const struct slot *slot = slice_cache_slot(&s->cache, (uint32_t)index);
+
+        c->slot_index = (uint32_t)index;
+        c->bytes = s->copy_memory + (size_t)s->copy_count * layer->slice_bytes;
+        memcpy(c->bytes, (const void *)slot->entries, layer->slice_bytes);
+        c->io = (struct io){.kind = IO_WRITE,
+                            .role = ROLE_COPY,
+                            .file = layer->file,
+                            .off = slice_off(s, slot),
+                            .bytes = layer->slice_bytes,
+                            .buf = c->bytes};
+        s->copy_count++;
+    }
+    qsort(s->copies, s->copy_count, sizeof *s->copies, by_off);
+    /* Most allocating writes need nothing before their entries: then one round trip does for both. */
+    note->any = s->copy_count && ((s->sync_needed && GUARD(I2)) || note->raised.count);
+    if (note->status == 0) {
+        s->sync_needed = false;
+        (void)freed_move_out(&note->freed, &s->freed); /* or with the next commit, for want of memory */
+    }
+    if (note->any)
+        shard_tell(s, note);
+    else
+        shard_write_copies(s, note);
 }
 
 void shard_copy_done(struct shard *s, struct io *io)
