@@ -35,6 +35,18 @@ void allocator_send_note(struct allocator *a, uint32_t shard_index, struct note 
     a->notify_any = true;
 }
 
+void allocator_leave_note(struct allocator *a, uint32_t shard_index, struct note *note)
+{
+    struct shard *s = &a->image->shards[shard_index];
+
+    invariant(spsc_push(&s->link.to_shard, note));
+    atomic_thread_fence(memory_order_seq_cst); /* pairs with loop_run() */
+    if (atomic_load_explicit(&s->waits_for_slot, memory_order_relaxed)) {
+        a->notify_shard[shard_index] = true;
+        a->notify_any = true;
+    }
+}
+
 void allocator_answer_request(struct allocator *a, struct request *r, int status, const char *text)
 {
     struct scow_queue *q = r->queue;

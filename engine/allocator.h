@@ -256,6 +256,9 @@ void allocator_start_io(struct allocator *a, struct allocator_io *io,
                         void (*done)(struct allocator *a, struct allocator_io *io));
 void allocator_answer_note(struct allocator *a, struct note *note, int status);
 void allocator_send_note(struct allocator *a, uint32_t shard_index, struct note *note);
+/* For the next turn, whatever that comes from: the shard is woken only if ops wait for slots, which is all
+ * that may hang on it. */
+void allocator_leave_note(struct allocator *a, uint32_t shard_index, struct note *note);
 void allocator_answer_request(struct allocator *a, struct request *r, int status, const char *text);
 static inline void allocator_mutate(struct allocator *a)
 {

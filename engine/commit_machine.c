@@ -77,8 +77,8 @@ static void answer_joined(struct allocator *a, int status)
         allocator_answer_request(a, container_of(n, struct request, node), status, text);
 }
 
-/* The shards learn how it ended. They need not answer: what has answered the next COPY has taken this from
- * its ring before. */
+/* The shards learn how it ended, when they are awake the next time, and need not answer: what has answered
+ * the next COPY has taken this from its ring before. */
 static void tell_shards(struct allocator *a)
 {
     struct commit_machine *m = &a->commit;
@@ -87,7 +87,7 @@ static void tell_shards(struct allocator *a)
     for (uint32_t i = 0; i < a->image->shard_count; i++)
         if (m->notes[i].took_part) {
             m->ends[i].status = m->status;
-            allocator_send_note(a, i, &m->ends[i]);
+            allocator_leave_note(a, i, &m->ends[i]);
         }
 }
 

@@ -387,6 +387,7 @@ static bool shard_turn(struct loop *loop)
         s->notify_allocator = false;
         allocator_notify(s->image->allocator);
     }
+    atomic_store_explicit(&s->waits_for_slot, !list_empty(&s->for_slot), memory_order_relaxed);
     if (s->reader && !any)
         epoch_offline(&s->reader->epoch);
     return any;

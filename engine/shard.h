@@ -77,6 +77,9 @@ struct shard {
     size_t buffer_bytes; /* half of a buffer: the most on either side of the data */
 
     struct note_link link;
+    /* Whether for_slot has any. Writer: the shard, at the end of each turn. Reader: the allocator, when it
+     * has left a note. Relaxed: between it and the ring lies a fence on either side. */
+    _Atomic bool waits_for_slot;
     bool notify_allocator;
     struct note lease_note, drain_note, room_note;
     bool lease_asked, drain_asked, room_asked;
