@@ -47,8 +47,8 @@ class Disk:
         self.inflight = None
         self._connect()
         try:
-            for index in range(queues):
-                self.rings.append(Ring(self.memory, index, ring_size, m.has(self.features, m.EVENT_IDX), base))
+            event_idx = m.has(self.features, m.EVENT_IDX)
+            self.rings += [Ring(self.memory, index, ring_size, event_idx, base) for index in range(queues)]
             if inflight:
                 self.inflight = (*self.front.get_inflight_fd(queues, ring_size), queues, ring_size)
                 self.front.set_inflight_fd(*self.inflight)
@@ -178,7 +178,8 @@ class Disk:
             self.memory.write(at, bytes([0xdd]) * size + bytes([m.S_UNTOUCHED]))
             return [(request.header[0][0], 16, False), (at, size + 1, True)]
         at = self._place(request, 16 + size)
-        self.memory.write(at, m.REQUEST_HEAD.pack(request.kind, 0, request.sector) + self.collect(request.data))
+        head = m.REQUEST_HEAD.pack(request.kind, 0, request.sector)
+        self.memory.write(at, head + self.collect(request.data))
         return [(at, 16 + size, False), (request.status_at, 1, True)]
 
     def collect(self, places):

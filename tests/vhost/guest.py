@@ -114,8 +114,8 @@ class Ring:
         self.desc = memory.take(16 * size, 16, region)
         self.avail = memory.take(6 + 2 * size, 2, region)
         self.used = memory.take(6 + 8 * size, 4, region)
-        for address, length in ((self.desc, 16 * size), (self.avail, 6 + 2 * size), (self.used, 6 + 8 * size)):
-            memory.write(address, bytes(length))
+        for address, entry in ((self.desc, 16), (self.avail, 2), (self.used, 8)):
+            memory.write(address, bytes(entry * size + (6 if entry != 16 else 0)))
         # Two-byte fields that the server reads or writes meanwhile: one load or store each.
         self.avail_words = memory.view(self.avail, 6 + 2 * size).cast("H")
         self.used_words = memory.view(self.used, 4).cast("H")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What changes while a vhost-user-blk server works: rings that stop and start, memory that comes and goes, the
-log of pages that migration needs, the size.
+"""What changes while a vhost-user-blk server works: rings that stop and start, memory that comes and goes,
+the log of pages that migration needs, the size.
 """
 
 import mmap
@@ -29,7 +29,7 @@ def rings_stop_and_start(b):
     b.make_image()
     b.serve(queues=2)
     model = Model(8 * MIB)
-    with Disk(b.server.path, queues=2) as d:
+    with Disk(b.server.path, queues=2, ring_size=256) as d:
         load = Load(d, 0, b.rng.getrandbits(64), model, 0, 8192, 32)
         other = Load(d, 1, b.rng.getrandbits(64), model, 8192, 16384, 8)
         ring, wrong = d.rings[0], []

@@ -8,12 +8,13 @@ import messages as m
 from disk import random_cuts, stamp
 
 
-def random_request(d, rng, first, last, scatter=False):
+def random_request(d, rng, first, last, scatter=False, zeroes=True):
     """A request in sectors first to last; scatter: with its header in pieces, and pieces in any region."""
     count = rng.choice((1, 1, 2, 8, 8, 64, rng.randrange(1, 257)))
     count = min(count, last - first)
     sector = rng.randrange(first, last - count + 1)
-    kind = rng.choices((m.T_IN, m.T_OUT, m.T_WRITE_ZEROES, m.T_FLUSH, m.T_GET_ID), (8, 8, 2, 1, 1))[0]
+    kinds = {m.T_IN: 8, m.T_OUT: 8, m.T_WRITE_ZEROES: 2 * zeroes, m.T_FLUSH: 1, m.T_GET_ID: 1}
+    kind = rng.choices(list(kinds), list(kinds.values()))[0]
     layout = {"header_cuts": random_cuts(rng, 16, 5), "rng": rng} if scatter else {}
     if kind == m.T_IN:
         request = d.make(kind, sector, size=512 * count, data_cuts=random_cuts(rng, 512 * count), **layout)
@@ -47,12 +48,13 @@ def settle(request, model):
 class Load:
     """Keeps requests in flight on one queue, each on sectors that no other in flight has."""
 
-    def __init__(self, d, queue, seed, model, first, last, depth):
+    def __init__(self, d, queue, seed, model, first, last, depth, zeroes=True):
         self.d, self.queue, self.model, self.first = d, queue, model, first
         self.rng = random.Random(seed)
         self.depth, self.step = depth, (last - first) // depth
         self.slots = list(range(depth))
         self.pending = {}
+        self.zeroes = zeroes
         self.sent = self.ended = 0
         self.wrong = []
 
@@ -62,7 +64,7 @@ class Load:
         for _ in range(batch):
             slot = self.slots.pop()
             at = self.first + slot * self.step
-            request = random_request(self.d, self.rng, at, at + self.step)
+            request = random_request(self.d, self.rng, at, at + self.step, zeroes=self.zeroes)
             self.pending[id(request)] = slot
             self.d.submit(request, self.queue, indirect=self.rng.random() < 0.5, publish=False)
         if batch:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The servers that the tests can talk to: shardcow's, and qemu-storage-daemon's to test the tests."""
 
+import ctypes
 import json
 import os
 import random
@@ -19,6 +20,8 @@ import harness                                                                  
 from harness import must, run                                                          # noqa: E402
 
 STOP_S = 30
+PR_SET_PDEATHSIG = 1
+libc = ctypes.CDLL(None)
 
 
 def add_options(p):
@@ -34,6 +37,11 @@ def skip_without_server(options):
             harness.skip_all("qemu-storage-daemon is not installed")
     elif run([options.shardcow, "serve", "--help"]).code:
         harness.skip_all("shardcow has no serve subcommand")
+
+
+def end_with_parent():
+    """A server does not outlive a script that was killed."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Server:
@@ -68,8 +76,9 @@ class Server:
             if os.path.exists(path):
                 os.unlink(path)
         self.log = open(self.errors, "ab")
-        self.process = subprocess.Popen(self._argv(), stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
-                                        env=dict(os.environ, LC_ALL="C"))
+        self.process = subprocess.Popen(self._argv(), stdin=subprocess.DEVNULL, stdout=self.log,
+                                        stderr=self.log, env=dict(os.environ, LC_ALL="C"),
+                                        preexec_fn=end_with_parent)
         deadline = time.monotonic() + STOP_S
         while not os.path.exists(self.path):
             if self.process.poll() is not None or time.monotonic() > deadline:
