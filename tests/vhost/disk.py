@@ -39,14 +39,15 @@ class Disk:
     """A device as a guest has it. A queue is one thread's; messages are one thread's too."""
 
     def __init__(self, path, queues=1, ring_size=128, regions=DEFAULT_REGIONS, features=m.FEATURES,
-                 protocol=m.PROTOCOL_FEATURES, base=0, slots=False, inflight=False):
+                 protocol=m.PROTOCOL_FEATURES, base=0, slots=False, inflight=False, front=FrontEnd):
         self.path, self.wanted, self.protocol, self.slots = path, features, protocol, slots
+        self.front_end = front
         self.memory = Memory(Region(*r) for r in regions)
         self.rings = []
         self.flying = [{} for _ in range(queues)]
-        self.inflight = None
-        self._connect()
+        self.inflight = self.front = None
         try:
+            self._connect()
             event_idx = m.has(self.features, m.EVENT_IDX)
             self.rings += [Ring(self.memory, index, ring_size, event_idx, base) for index in range(queues)]
             if inflight:
@@ -61,7 +62,7 @@ class Disk:
 
     def _connect(self):
         """Everything up to the rings."""
-        f = self.front = FrontEnd(self.path)
+        f = self.front = self.front_end(self.path)
         self.offered = f.get_features()
         self.features = self.offered & self.wanted
         if m.has(self.features, m.F_PROTOCOL_FEATURES):
@@ -103,12 +104,16 @@ class Disk:
             f.set_vring_enable(ring.index)
 
     def close(self):
-        self.front.close()
+        if self.front:
+            self.front.close()
         for ring in self.rings:
             ring.close()
         self.rings = []
         for region in self.memory.regions:
             region.close()
+        if self.inflight:
+            os.close(self.inflight[0])
+            self.inflight = None
 
     def __enter__(self):
         return self

@@ -328,8 +328,6 @@ def inflight_contents(fill):
             return "closed"
         except Refused:
             return "nack"
-        finally:
-            os.close(fd)
         v.outcome(SILENCE_S / 4)
         return "acked"
     return deed
