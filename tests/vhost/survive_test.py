@@ -57,6 +57,9 @@ def killed_under_load(b, zeroes, **how):
                 for load in loads:
                     load.send(32)
                     load.poll()
+            for load in loads:
+                load.poll()
+                load.send(32)
             for _ in range(b.rng.randrange(3000)):
                 pass
             b.server.kill()
@@ -71,7 +74,8 @@ def killed_under_load(b, zeroes, **how):
             b.check(not load.wrong, f"queue {load.queue}: {load.sent} requests", "\n".join(load.wrong))
             b.equal(load.ended, load.sent, f"queue {load.queue}: each completed once")
             b.equal(inflight_entries(d, load.queue)[1], [], f"queue {load.queue}: nothing is noted at the end")
-        b.check(noted, f"{noted} requests were in flight at {rounds(b)} kills")
+        # A few kills may all come too late.
+        b.check(noted or b.options.quick, f"{noted} requests were in flight at {rounds(b)} kills")
         b.check(not model.difference(d.whole()), "the whole disk")
     b.stop()
     b.verify(model)
