@@ -100,6 +100,7 @@ struct commit_machine {
     uint32_t notes_out;
     bool any_copy, any_l1, raised;
     bool l1_early;        /* only where I3 is off */
+    bool soft;            /* nobody waits for more than that the file has it */
     struct list waiting;  /* requests: for the next commit */
     struct list joined;   /* requests: in the one under way */
     uint64_t counts_pass; /* COMMIT_COUNTS: done when passes reaches it */

@@ -69,7 +69,8 @@ static void answer_joined(struct allocator *a, int status)
     char text[REQUEST_ERROR_BYTES] = "";
     struct list_node *n;
 
-    status = take_lost(&a->commit, status);
+    if (!a->commit.soft)
+        status = take_lost(&a->commit, status);
     if (status < 0)
         snprintf(text, sizeof text, "flush: metadata or data could not be made durable: %s",
                  strerror(-status));
@@ -91,10 +92,30 @@ static void tell_shards(struct allocator *a)
         }
 }
 
+/* All copies are in the file. */
+static void set_written(struct allocator *a)
+{
+    struct commit_machine *m = &a->commit;
+
+    for (uint32_t i = 0; i < a->image->shard_count; i++)
+        if (m->notes[i].took_part)
+            atomic_store_explicit(&a->image->shards[i].written, m->notes[i].mutated, memory_order_release);
+}
+
+/* What was freed, and all that has to be durable, is left for a commit that syncs: for that the shards are as
+ * dirty as before. */
+static void finish_soft(struct allocator *a)
+{
+    set_written(a);
+    answer_joined(a, 0);
+    tell_shards(a);
+}
+
 static void succeed(struct allocator *a)
 {
     struct commit_machine *m = &a->commit;
 
+    set_written(a);
     for (uint32_t i = 0; i < a->image->shard_count; i++)
         if (m->notes[i].took_part)
             atomic_store_explicit(&a->image->shards[i].committed, m->notes[i].mutated, memory_order_release);
@@ -246,6 +267,8 @@ static void after_copy(struct allocator *a)
     if (!GUARD(I3) && m->any_l1 && !m->l1_early) {
         m->l1_early = true;
         start_l1(a);
+    } else if (m->soft && !m->any_copy) {
+        finish_soft(a);
     } else {
         start_sync1(a);
     }
@@ -281,7 +304,10 @@ static void go_on(struct allocator *a)
         after_sync1(a);
         break;
     case COMMIT_WRITE:
-        start_sync(a, COMMIT_SYNC2);
+        if (m->soft)
+            finish_soft(a);
+        else
+            start_sync(a, COMMIT_SYNC2);
         break;
     case COMMIT_SYNC2:
         if (m->any_l1 && !m->l1_early)
@@ -313,6 +339,7 @@ static void copy_own(struct allocator *a)
     m->own_mutated = counter_get(&a->mutated);
     (void)freed_move(&m->freed, &a->own_freed);
     m->any_l1 = a->l1_dirty_from != a->l1_dirty_to;
+    m->soft &= !m->any_l1; /* a table is durable before L1 names it (I3) */
     m->l1_from = a->l1_dirty_from;
     m->l1_to = a->l1_dirty_to;
     for (uint32_t i = m->l1_from; i < m->l1_to; i++)
@@ -380,11 +407,24 @@ void commit_answered(struct allocator *a, struct note *note)
     go_on(a);
 }
 
-static void begin(struct allocator *a)
+/* Whether all who wait for it ask for no more than SCOW_REQ_OUTLIVES. */
+static bool is_soft(const struct list *joined)
+{
+    for (const struct list_node *n = joined->head; n; n = n->next) {
+        const struct request *r = container_of(n, const struct request, node);
+
+        if (r->kind == REQUEST_FLUSH || r->flags & SCOW_REQ_FUA)
+            return false;
+    }
+    return !list_empty(joined);
+}
+
+static void begin(struct allocator *a, bool is_due)
 {
     struct commit_machine *m = &a->commit;
 
     m->joined = list_take(&m->waiting);
+    m->soft = !is_due && is_soft(&m->joined);
     atomic_store_explicit(&m->wanted, false, memory_order_release);
     m->status = a->broken;
     if (m->status == 0 && commit_is_dirty(a))
@@ -415,6 +455,7 @@ bool commit_step(struct allocator *a)
     struct commit_machine *m = &a->commit;
     const uint64_t interval = a->image->options.commit_interval_ms * 1000000ull;
     const bool wanted = atomic_load_explicit(&m->wanted, memory_order_acquire);
+    bool is_due;
 
     if (m->state == COMMIT_COUNTS && a->counts.passes >= m->counts_pass) {
         m->raised = false;
@@ -430,12 +471,13 @@ bool commit_step(struct allocator *a)
         return false;
     if (list_empty(&m->waiting) && !wanted && !commit_is_dirty(a))
         return false;
-    if (list_empty(&m->waiting) && !wanted && env_now_ns(a->image->env) - m->last_ns < interval)
+    is_due = wanted || env_now_ns(a->image->env) - m->last_ns >= interval;
+    if (list_empty(&m->waiting) && !is_due)
         return false;
     if (list_empty(&m->waiting) && !commit_is_dirty(a)) { /* wanted, but there is nothing to do */
         atomic_store_explicit(&m->wanted, false, memory_order_release);
         return false;
     }
-    begin(a);
+    begin(a, is_due);
     return true;
 }

@@ -203,6 +203,8 @@ static int submit_write_side(struct scow_queue *q, enum request_kind kind, uint6
     return 0;
 }
 
+#define WRITE_FLAGS (SCOW_REQ_FUA | SCOW_REQ_OUTLIVES)
+
 static int check_flags(uint32_t flags, uint32_t known)
 {
     return flags & ~known ? error_set(-EINVAL, "request: unknown flags 0x%" PRIx32, flags & ~known) : 0;
@@ -213,7 +215,7 @@ SCOW_PUBLIC int scow_queue_write(struct scow_queue *queue, uint64_t off, const v
 {
     const struct guest_buffer buffer = {.buf = (void *)(uintptr_t)buf}; /* only read from */
 
-    if (unlikely(check_flags(flags, SCOW_REQ_FUA | SCOW_REQ_COMPRESSED) < 0))
+    if (unlikely(check_flags(flags, WRITE_FLAGS | SCOW_REQ_COMPRESSED) < 0))
         return -EINVAL;
     return submit_write_side(queue, REQUEST_WRITE, off, buffer, bytes, user_data, flags);
 }
@@ -221,7 +223,7 @@ SCOW_PUBLIC int scow_queue_write(struct scow_queue *queue, uint64_t off, const v
 SCOW_PUBLIC int scow_queue_writev(struct scow_queue *queue, uint64_t off, const struct iovec *iov,
                                   int iov_count, void *user_data, uint32_t flags)
 {
-    if (check_flags(flags, SCOW_REQ_FUA | SCOW_REQ_COMPRESSED) < 0)
+    if (check_flags(flags, WRITE_FLAGS | SCOW_REQ_COMPRESSED) < 0)
         return -EINVAL;
     if (iov_count < 0 || iov_count > IOV_MAX)
         return error_set(-EINVAL, "request: %d iovecs are not within 0 to %d", iov_count, IOV_MAX);
@@ -233,7 +235,7 @@ SCOW_PUBLIC int scow_queue_writev(struct scow_queue *queue, uint64_t off, const 
 SCOW_PUBLIC int scow_queue_discard(struct scow_queue *queue, uint64_t off, uint64_t bytes, void *user_data,
                                    uint32_t flags)
 {
-    if (check_flags(flags, SCOW_REQ_FUA) < 0)
+    if (check_flags(flags, WRITE_FLAGS) < 0)
         return -EINVAL;
     return submit_write_side(queue, REQUEST_DISCARD, off, (struct guest_buffer){0}, bytes, user_data, flags);
 }
@@ -241,7 +243,7 @@ SCOW_PUBLIC int scow_queue_discard(struct scow_queue *queue, uint64_t off, uint6
 SCOW_PUBLIC int scow_queue_write_zeroes(struct scow_queue *queue, uint64_t off, uint64_t bytes,
                                         void *user_data, uint32_t flags)
 {
-    if (check_flags(flags, SCOW_REQ_FUA | SCOW_REQ_MAY_UNMAP) < 0)
+    if (check_flags(flags, WRITE_FLAGS | SCOW_REQ_MAY_UNMAP) < 0)
         return -EINVAL;
     return submit_write_side(queue, REQUEST_ZERO, off, (struct guest_buffer){0}, bytes, user_data, flags);
 }

@@ -96,6 +96,8 @@ struct shard {
     counter mutated;
     /* What of that is durable. Writer: the allocator (release); readers: acquire. */
     counter committed;
+    /* What of that the file has, durable or not. As committed, which it is never behind. */
+    counter written;
 
     /* the commit under way */
     struct note *write_note;

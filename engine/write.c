@@ -23,6 +23,7 @@
 #include "engine/allocator.h"
 #include "engine/cached_lookup.h"
 #include "engine/queue.h"
+#include "engine/shard.h"
 #include "engine/transfer.h"
 
 /* ---- at the owner, at the allocator ---- */
@@ -42,7 +43,7 @@ static void ask_owner(struct scow_queue *q, struct request *r)
     l->bytes = MIN(r->bytes - r->walked, map_slice_rest(l->layer, l->guest_off));
     if (r->flags & SCOW_REQ_COMPRESSED)
         l->bytes = MIN(l->bytes, l->layer->header.cluster_bytes);
-    if (r->flags & SCOW_REQ_FUA)
+    if (r->flags & (SCOW_REQ_FUA | SCOW_REQ_OUTLIVES))
         r->needs_commit = true;
     leave_epoch(q, r);
     counter_add(&q->counters.writes_at_shard, 1);
@@ -105,11 +106,28 @@ static uint64_t in_place(struct scow_queue *q, struct request *r, uint64_t *ret_
     return n;
 }
 
+/* Whether the file has all that the owner of the slice at off has published. After the entry was read. */
+static bool mapping_is_written(const struct scow_queue *q, uint64_t off)
+{
+    const struct scow_image *image = q->image;
+    const struct shard *s;
+
+    if (!image->allocator)
+        return true;
+    s = &image->shards[map_slice_index(image_top(image), off) % image->shard_count];
+    return atomic_load_explicit(&s->mutated, memory_order_acquire) ==
+           atomic_load_explicit(&s->written, memory_order_acquire);
+}
+
 /* Durable by itself only if everything that maps it is. */
 static uint8_t durability(const struct scow_queue *q, struct request *r)
 {
-    if (likely(!(r->flags & SCOW_REQ_FUA)))
+    if (likely(!(r->flags & (SCOW_REQ_FUA | SCOW_REQ_OUTLIVES))))
         return 0;
+    if (!(r->flags & SCOW_REQ_FUA)) { /* what maps it may be in memory only */
+        r->needs_commit |= !mapping_is_written(q, r->off + r->walked);
+        return 0;
+    }
     if (!r->needs_commit && image_is_committed(q->image))
         return IO_DURABLE;
     r->needs_commit = true;

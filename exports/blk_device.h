@@ -23,11 +23,19 @@ struct blk_device {
     bool read_only;
     bool always_writethrough;  /* the guest cannot turn the cache on */
     _Atomic bool writethrough; /* every write is durable when it is answered; the main thread's */
+    _Atomic bool outlived;     /* the guest goes on when this process is killed; the main thread's */
     bool stats;                /* latencies are measured */
     char serial[VIRTIO_BLK_ID_BYTES];
     void (*log)(void *ctx, const char *text); /* any thread */
     void *log_ctx;
 };
+
+/* What a write has to have done when it is answered. */
+static inline uint32_t blk_write_flags(const struct blk_device *d)
+{
+    return (atomic_load_explicit(&d->writethrough, memory_order_relaxed) ? SCOW_REQ_FUA : 0) |
+           (atomic_load_explicit(&d->outlived, memory_order_relaxed) ? SCOW_REQ_OUTLIVES : 0);
+}
 
 enum blk_kind { BLK_READ, BLK_WRITE, BLK_FLUSH, BLK_DISCARD, BLK_ZEROES, BLK_OTHER, BLK_KINDS };
 

@@ -141,7 +141,6 @@ static enum blk_step submitted(struct blk_request *r, int ret)
 static enum blk_step transfer(struct blk_request *r, const struct blk_device *dev, struct scow_queue *q)
 {
     const uint64_t capacity = atomic_load_explicit(&dev->capacity, memory_order_relaxed);
-    const uint32_t flags = atomic_load_explicit(&dev->writethrough, memory_order_relaxed) ? SCOW_REQ_FUA : 0;
 
     if (r->data_bytes % BLK_SECTOR)
         return refuse(r, -EINVAL, "a transfer of a part of a sector");
@@ -151,7 +150,8 @@ static enum blk_step transfer(struct blk_request *r, const struct blk_device *de
         return finish(r);
     if (r->kind == BLK_READ)
         return submitted(r, scow_queue_readv(q, r->off * BLK_SECTOR, r->data, (int)r->data_count, r, 0));
-    return submitted(r, scow_queue_writev(q, r->off * BLK_SECTOR, r->data, (int)r->data_count, r, flags));
+    return submitted(
+        r, scow_queue_writev(q, r->off * BLK_SECTOR, r->data, (int)r->data_count, r, blk_write_flags(dev)));
 }
 
 static const char *bad_segment(const struct blk_request *r, const struct blk_device *dev, uint32_t i)
@@ -196,7 +196,7 @@ static int submit_segment(struct blk_request *r, const struct blk_device *dev, s
 {
     const struct virtio_blk_discard_write_zeroes *const s = &r->segments[r->segment_next];
     const uint64_t off = s->sector * BLK_SECTOR, bytes = (uint64_t)s->num_sectors * BLK_SECTOR;
-    uint32_t flags = atomic_load_explicit(&dev->writethrough, memory_order_relaxed) ? SCOW_REQ_FUA : 0;
+    uint32_t flags = blk_write_flags(dev);
 
     if (r->kind == BLK_DISCARD)
         return scow_queue_discard(q, off, bytes, r, flags);

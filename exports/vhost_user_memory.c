@@ -202,6 +202,8 @@ int session_set_inflight(struct session *s)
     s->socket.fds[0] = -1; /* f has it */
     inflight_close(&s->inflight);
     s->inflight = f;
+    /* The guest will go on over a kill of this server, and not know that it has to write again. */
+    atomic_store_explicit(&s->device->outlived, true, memory_order_relaxed);
     return 0;
 }
 
@@ -219,4 +221,5 @@ void session_forget_memory(struct session *s)
         dirty_log_close(log);
     free(log);
     inflight_close(&s->inflight);
+    atomic_store_explicit(&s->device->outlived, false, memory_order_relaxed);
 }

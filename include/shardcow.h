@@ -476,6 +476,12 @@ SCOW_PUBLIC int scow_queue_destroy(struct scow_queue *queue);
  * are written plain. -ENOTSUP with an external data file. */
 #define SCOW_REQ_COMPRESSED (1u << 2)
 
+/* Write-side requests: completes when it would outlive the end of this process, though not a power cut: the
+ * metadata that it needs has been given to the file. Without it a killed process takes along what was not
+ * flushed, which a client that goes on without it (a guest whose server is started again) would not notice.
+ * Costs a write of metadata for requests that need new clusters, many at a time, and rarely a sync. */
+#define SCOW_REQ_OUTLIVES (1u << 3)
+
 SCOW_PUBLIC int scow_queue_read(struct scow_queue *queue, uint64_t off, void *buf, size_t bytes,
                                 void *user_data, uint32_t flags);
 SCOW_PUBLIC int scow_queue_readv(struct scow_queue *queue, uint64_t off, const struct iovec *iov,

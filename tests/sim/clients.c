@@ -87,7 +87,7 @@ static void draw_op(const struct world *w, uint32_t client, uint32_t number, str
         op->kind = OP_FLUSH;
         return;
     }
-    op->flags = below(&rng, 12) == 0 ? SCOW_REQ_FUA : 0;
+    op->flags = below(&rng, 12) == 0 ? SCOW_REQ_FUA : below(&rng, 3) == 0 ? SCOW_REQ_OUTLIVES : 0;
     if (kind < 45 && c->may_discard) {
         op->kind = OP_DISCARD;
     } else if (kind < 60 && c->may_zero) {
@@ -243,9 +243,9 @@ static void finish(struct client *c, struct slot_op *s, int ret, const char *err
         const bool durable = op->flags & SCOW_REQ_FUA || w->config.open_flags & SCOW_OPEN_WRITETHROUGH;
 
         c->writes_in_flight--;
-        oracle_end(&w->oracle, s->oracle_op, ret == 0, durable);
+        oracle_end(&w->oracle, s->oracle_op, ret == 0, durable, op->flags & SCOW_REQ_OUTLIVES);
         if (op->kind == OP_DISCARD)
-            oracle_end(&w->oracle, s->uncertain_op, false, false);
+            oracle_end(&w->oracle, s->uncertain_op, false, false, false);
     }
 }
 

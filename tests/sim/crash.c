@@ -216,7 +216,7 @@ static uint64_t leaks_bound(const struct world *w)
 }
 
 /* What survived must be allowed; it is where the new world begins. */
-static void judge_survivors(struct world *child, const struct world *parent)
+static void judge_survivors(struct world *child, const struct world *parent, bool killed)
 {
     const uint32_t sectors = world_read_all(child, "after a crash");
     struct runner *const run = child->run;
@@ -232,7 +232,7 @@ static void judge_survivors(struct world *child, const struct world *parent)
             run->values[i] = stamp_value(run->plain + off, off);
             if (run->values[i] != VALUE_ZERO)
                 world_fail(child, "after a crash new sector %u is not zero", i);
-        } else if (!oracle_survivor(&parent->oracle, i, run->plain + off, &run->values[i], text,
+        } else if (!oracle_survivor(&parent->oracle, i, killed, run->plain + off, &run->values[i], text,
                                     sizeof text)) {
             world_fail(child, "after a crash %s", text);
         }
@@ -296,7 +296,7 @@ static void look(struct world *w, const struct crash_choice *choice, bool go_on)
     (void)world_open(child, false);
     world_check(child, bound, "after a crash", NULL);
     keep_leaks(child);
-    judge_survivors(child, w);
+    judge_survivors(child, w, choice->kind == CRASH_KILL);
     (void)world_close(child);
     world_verify_snapshot(child, "after a crash");
     if (go_on)

@@ -122,16 +122,23 @@ static uint64_t oldest_read(const struct oracle *o)
     return oldest;
 }
 
-/* Entries acknowledged before this time are hidden, from a reader that began at read_begun (durable false) or
- * from survivors of a crash. */
-static uint64_t horizon(const struct oracle *o, uint32_t sector, uint64_t read_begun, bool durable)
+enum hidden_from { READER, KILLED, SURVIVOR };
+
+static bool stays(const struct oracle_op *op, enum hidden_from whom)
+{
+    return whom == READER || op->durable || (whom == KILLED && op->outlives);
+}
+
+/* Entries acknowledged before this time are hidden, from a reader that began at read_begun, or from survivors
+ * of a process's end or of a power cut. */
+static uint64_t horizon(const struct oracle *o, uint32_t sector, uint64_t read_begun, enum hidden_from whom)
 {
     uint64_t h = 0;
 
     for (uint32_t i = o->heads[sector]; i; i = o->entries[i].next) {
         const struct oracle_op *const op = &o->ops[o->entries[i].op];
 
-        if (op->strong && op->acked <= read_begun && (!durable || op->durable))
+        if (op->strong && op->acked <= read_begun && stays(op, whom))
             h = MAX(h, op->submitted);
     }
     return h;
@@ -140,7 +147,7 @@ static uint64_t horizon(const struct oracle *o, uint32_t sector, uint64_t read_b
 /* Drop what neither a reader nor a survivor can see any more. */
 static void prune(struct oracle *o, uint32_t sector, uint64_t oldest)
 {
-    const uint64_t h = horizon(o, sector, oldest, true);
+    const uint64_t h = horizon(o, sector, oldest, SURVIVOR);
     uint32_t *link = &o->heads[sector];
 
     while (*link) {
@@ -199,11 +206,12 @@ void oracle_add(struct oracle *o, uint32_t op, uint32_t sector, uint32_t count, 
     }
 }
 
-void oracle_end(struct oracle *o, uint32_t op, bool strong, bool durable)
+void oracle_end(struct oracle *o, uint32_t op, bool strong, bool durable, bool outlives)
 {
     o->ops[op].acked = ++o->time;
     o->ops[op].strong = strong;
     o->ops[op].durable = strong && durable;
+    o->ops[op].outlives = strong && outlives;
     o->durable_changes += o->ops[op].durable;
 }
 
@@ -288,7 +296,7 @@ static void settle(struct oracle *o, uint32_t sector, uint32_t value, uint64_t b
         return;
     if (!*settler) {
         *settler = oracle_begin(o);
-        oracle_end(o, *settler, true, false);
+        oracle_end(o, *settler, true, false, false);
     }
     push(o, sector, *settler, value);
 }
@@ -302,7 +310,7 @@ bool oracle_read_end(struct oracle *o, uint32_t ticket, uint32_t sector, uint32_
     o->reads[ticket] = 0;
     for (uint32_t s = sector; s < sector + count; s++, data += ORACLE_SECTOR) {
         const uint32_t value = stamp_value(data, (uint64_t)s * ORACLE_SECTOR);
-        const uint64_t h = horizon(o, s, begun, false);
+        const uint64_t h = horizon(o, s, begun, READER);
 
         if (value == VALUE_BAD || !allowed(o, s, value, h)) {
             complain(o, s, data, h, text, room);
@@ -313,11 +321,11 @@ bool oracle_read_end(struct oracle *o, uint32_t ticket, uint32_t sector, uint32_
     return true;
 }
 
-bool oracle_survivor(const struct oracle *o, uint32_t sector, const uint8_t *data, uint32_t *ret_value,
-                     char *text, size_t room)
+bool oracle_survivor(const struct oracle *o, uint32_t sector, bool killed, const uint8_t *data,
+                     uint32_t *ret_value, char *text, size_t room)
 {
     const uint32_t value = stamp_value(data, (uint64_t)sector * ORACLE_SECTOR);
-    const uint64_t h = horizon(o, sector, UINT64_MAX - 1, true);
+    const uint64_t h = horizon(o, sector, UINT64_MAX - 1, killed ? KILLED : SURVIVOR);
 
     *ret_value = value;
     if (value != VALUE_BAD && allowed(o, sector, value, h))

@@ -9,7 +9,8 @@
  * A write counts from its submission to its completion. A later write hides it from a reader when it was
  * submitted after the completion of the hidden one and completed before the read began; it hides it from the
  * survivors of a crash when moreover it was made durable: by a flush submitted after its completion that
- * succeeded, or by being FUA. A write that failed hides nothing and may be seen.
+ * succeeded, or by being FUA; where only the process died, by SCOW_REQ_OUTLIVES. A write that failed hides
+ * nothing and may be seen.
  */
 #ifndef SIM_ORACLE_H
 #define SIM_ORACLE_H
@@ -27,6 +28,7 @@ struct oracle_op {
     uint64_t submitted, acked; /* UINT64_MAX while in flight */
     bool strong;               /* it hides others: it succeeded */
     bool durable;
+    bool outlives; /* the process */
 };
 
 struct oracle_entry {
@@ -58,7 +60,7 @@ void oracle_free(struct oracle *o);
 uint32_t oracle_begin(struct oracle *o);
 void oracle_add(struct oracle *o, uint32_t op, uint32_t sector, uint32_t count, uint32_t value);
 /* durable: FUA. strong: it succeeded and is certain to have taken effect. */
-void oracle_end(struct oracle *o, uint32_t op, bool strong, bool durable);
+void oracle_end(struct oracle *o, uint32_t op, bool strong, bool durable, bool outlives);
 
 uint64_t oracle_flush_begin(struct oracle *o);
 void oracle_flush_end(struct oracle *o, uint64_t begun);
@@ -70,9 +72,9 @@ bool oracle_read_end(struct oracle *o, uint32_t ticket, uint32_t sector, uint32_
                      char *text, size_t text_room);
 void oracle_read_cancel(struct oracle *o, uint32_t ticket);
 
-/* Whether a sector that survived a crash may have this content. */
-bool oracle_survivor(const struct oracle *o, uint32_t sector, const uint8_t *data, uint32_t *ret_value,
-                     char *text, size_t text_room);
+/* Whether a sector that survived a crash may have this content; killed: only the process has died. */
+bool oracle_survivor(const struct oracle *o, uint32_t sector, bool killed, const uint8_t *data,
+                     uint32_t *ret_value, char *text, size_t text_room);
 
 uint32_t stamp_value(const uint8_t *sector_data, uint64_t guest_off);
 void stamp_write(uint8_t *data, uint64_t guest_off, uint64_t bytes, uint32_t value);

@@ -97,8 +97,9 @@ static void take_what_survived(struct world *w)
         world_fail(w, "after faults the disk has %u sectors, not %u", sectors, w->oracle.sectors);
     for (uint32_t i = 0; i < sectors; i++) {
         run->values[i] = VALUE_ZERO;
-        if (i < w->oracle.sectors && !oracle_survivor(&w->oracle, i, run->plain + (size_t)i * ORACLE_SECTOR,
-                                                      &run->values[i], text, sizeof text))
+        if (i < w->oracle.sectors &&
+            !oracle_survivor(&w->oracle, i, false, run->plain + (size_t)i * ORACLE_SECTOR, &run->values[i],
+                             text, sizeof text))
             world_fail(w, "after faults %s", text);
     }
     oracle_reset(&w->oracle, sectors, run->values);
