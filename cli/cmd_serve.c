@@ -299,6 +299,10 @@ static int settle(struct serve_args *serve, struct arguments *args)
         arguments_error(args, "--vhost-user-blk and --socket-fd exclude each other");
         return -1;
     }
+    if (serve->open.options.backend == SCOW_BACKEND_NULL) {
+        arguments_error(args, "--backend null is for benchmarks");
+        return -1;
+    }
     /* A cache mode that is writethrough is a promise to the guest. */
     serve->writethrough |= serve->open.writethrough;
     serve->open.writethrough = false;

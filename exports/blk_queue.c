@@ -5,7 +5,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
+
+/* Requests that fail could fill a log: one line in so long. */
+#define REPORT_NS 1000000000ull
 
 int blk_queue_init(struct blk_queue *q, uint32_t index, struct blk_device *device)
 {
@@ -47,14 +51,25 @@ int blk_queue_set_size(struct blk_queue *q, uint32_t num)
 
 static void report(struct blk_queue *q, const struct blk_request *r)
 {
-    char text[256];
+    char text[300], more[48] = "";
+    struct timespec now;
+    uint64_t now_ns;
 
-    /* The guest's own mistakes are its own business, and could fill a log. */
-    if (r->error == -EINVAL || r->error == -EOPNOTSUPP || r->error == -EROFS)
+    if (r->guests_fault) /* its own business */
         return;
-    snprintf(text, sizeof text, "queue %u: %.200s", q->ring.index,
-             r->error_text ? r->error_text : strerror(-r->error));
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    now_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+    if (q->report_ns && now_ns - q->report_ns < REPORT_NS) {
+        q->unreported++;
+        return;
+    }
+    if (q->unreported)
+        snprintf(more, sizeof more, " (%u more before)", q->unreported);
+    snprintf(text, sizeof text, "queue %u: %.200s%s", q->ring.index,
+             r->error_text ? r->error_text : strerror(-r->error), more);
     q->device->log(q->device->log_ctx, text);
+    q->report_ns = now_ns;
+    q->unreported = 0;
 }
 
 static void push(struct blk_queue *q, struct blk_request *r, uint64_t now_ns)

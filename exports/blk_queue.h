@@ -14,6 +14,8 @@ struct blk_queue {
     struct blk_request *stalled, **stalled_end; /* the engine's queue was full: in order */
     bool has_rings, started, enabled;           /* as the front end says */
     bool reported;                              /* that it is broken */
+    uint64_t report_ns;                         /* when a failed request was last told of */
+    uint32_t unreported;                        /* since then */
     struct blk_counts counts;
 };
 
@@ -26,6 +28,12 @@ int blk_queue_set_size(struct blk_queue *q, uint32_t num);
 static inline bool blk_queue_runs(const struct blk_queue *q)
 {
     return q->started && q->enabled && q->has_rings;
+}
+
+/* Whether it could take a request if there is one: engine and requests have room. */
+static inline bool blk_queue_can_serve(const struct blk_queue *q)
+{
+    return blk_queue_runs(q) && !q->stalled && q->free;
 }
 
 /* Takes at most max requests and submits them. True when there was any. */

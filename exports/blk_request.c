@@ -62,6 +62,7 @@ bool blk_request_begin(struct blk_request *r)
     r->pending = r->segment_count = r->segment_next = 0;
     r->error = 0;
     r->error_text = NULL;
+    r->guests_fault = false;
     /* The status is the last byte that is writable, wherever that lies. */
     r->status_piece = (uint16_t)(c->out_count + c->in_count - 1);
     last = &c->pieces[r->status_piece];
@@ -71,6 +72,8 @@ bool blk_request_begin(struct blk_request *r)
     r->data_bytes = c->out_bytes;
     if (!take_front(r, &header, sizeof header)) {
         r->kind = BLK_OTHER;
+        r->type = UINT32_MAX;
+        r->guests_fault = true;
         r->error = -EINVAL;
         r->error_text = "a request without a whole header";
         return true;
@@ -108,6 +111,7 @@ static enum blk_step finish(struct blk_request *r)
 
 static enum blk_step refuse(struct blk_request *r, int error, const char *text)
 {
+    r->guests_fault = true;
     r->error = error;
     r->error_text = text;
     return finish(r);
@@ -117,7 +121,7 @@ bool blk_request_completed(struct blk_request *r, int ret, const char *text)
 {
     if (ret < 0 && !r->error) {
         r->error = ret;
-        r->error_text = text;
+        r->error_text = r->pending > 1 ? NULL : text; /* it is good until the next poll */
     }
     r->pending--;
     if (r->pending || r->segment_next < r->segment_count) /* the rest is still to be submitted */
@@ -132,8 +136,11 @@ static enum blk_step submitted(struct blk_request *r, int ret)
 {
     if (ret == -EAGAIN)
         return BLK_FULL;
-    if (ret < 0)
-        return refuse(r, ret, scow_error());
+    if (ret < 0) {
+        r->error = ret;
+        r->error_text = scow_error();
+        return finish(r);
+    }
     r->pending++;
     return BLK_WAITS;
 }
@@ -210,13 +217,15 @@ static enum blk_step submit_ranges(struct blk_request *r, const struct blk_devic
         return BLK_DONE;
     while (r->segment_next < r->segment_count) {
         const bool nothing = !r->segments[r->segment_next].num_sectors;
-        const int ret = r->error ? r->error : nothing ? 0 : submit_segment(r, dev, q);
+        const int ret = r->error || nothing ? 0 : submit_segment(r, dev, q);
 
         if (ret == -EAGAIN)
             return BLK_FULL;
-        if (ret < 0) { /* of this one, or of one before: the rest is left out */
-            r->error_text = r->error ? r->error_text : scow_error();
+        if (ret < 0) {
             r->error = ret;
+            r->error_text = r->pending ? NULL : scow_error();
+        }
+        if (r->error) { /* of this one, or of one before: the rest is left out */
             r->segment_count = r->segment_next;
             break;
         }

@@ -22,7 +22,8 @@ struct blk_request {
     uint16_t status_piece;
     uint32_t pending; /* calls of the engine that are under way */
     uint32_t segment_count, segment_next;
-    int error; /* the first; a negative errno */
+    bool guests_fault; /* the request could not be */
+    int error;         /* the first; a negative errno */
     const char *error_text;
     uint64_t start_ns;
     struct virtio_blk_discard_write_zeroes segments[BLK_SEGMENTS_MAX];

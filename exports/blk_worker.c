@@ -2,6 +2,7 @@
 #include "exports/blk_worker.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,6 +60,25 @@ static void answer_call(struct blk_worker *w)
 
 /* ---- serving ---- */
 
+/* The engine's queue has failed: nothing moves on it any more. What it has may still write to memory. */
+static void fail(struct blk_worker *w, const char *why)
+{
+    char text[256];
+
+    if (w->failed)
+        return;
+    w->failed = true;
+    snprintf(text, sizeof text, "the disk answers no more: %.200s", why);
+    w->device->log(w->device->log_ctx, text);
+}
+
+static void kicked(struct blk_worker *w, struct blk_queue *q, int ret)
+{
+    blk_count(&q->counts.kicks, 1);
+    if (ret < 0) /* no event: the ring is looked at now and then */
+        (void)blk_worker_set_kick(w, q, -1);
+}
+
 /* Completions of the engine's, at least min of them or kicks or the bell. Returns whether anything came. */
 static bool poll_engine(struct blk_worker *w, int min, int64_t timeout_ns)
 {
@@ -66,16 +86,18 @@ static bool poll_engine(struct blk_worker *w, int min, int64_t timeout_ns)
     const int n = scow_queue_poll(w->engine, c, min, BATCH, timeout_ns);
     const uint64_t now = n > 0 && w->device->stats ? now_ns() : 0;
 
+    if (n < 0)
+        fail(w, scow_error());
     for (int i = 0; i < n; i++) {
-        if (!c[i].user_data) /* the bell: answer_call() looks for itself */
+        if (!c[i].user_data) { /* the bell: answer_call() looks for itself */
+            if (c[i].ret < 0)
+                fail(w, c[i].error);
             continue;
-        if (((uintptr_t)c[i].user_data & 1) == 0) {
-            blk_queue_completed(c[i].user_data, &c[i], now);
-        } else {
-            struct blk_queue *const q = (struct blk_queue *)((uintptr_t)c[i].user_data - 1);
-
-            blk_count(&q->counts.kicks, 1);
         }
+        if (((uintptr_t)c[i].user_data & 1) == 0)
+            blk_queue_completed(c[i].user_data, &c[i], now);
+        else
+            kicked(w, (struct blk_queue *)((uintptr_t)c[i].user_data - 1), c[i].ret);
     }
     return n > 0;
 }
@@ -113,7 +135,7 @@ static void want_kicks(struct blk_worker *w, bool want)
 static bool has_work(const struct blk_worker *w)
 {
     for (uint32_t i = 0; i < w->queue_count; i++)
-        if (blk_queue_runs(w->queues[i]) && virtqueue_has_work(&w->queues[i]->ring))
+        if (blk_queue_can_serve(w->queues[i]) && virtqueue_has_work(&w->queues[i]->ring))
             return true;
     return atomic_load_explicit(&w->called, memory_order_acquire);
 }
@@ -180,13 +202,29 @@ static void rest(struct blk_worker *w)
         learn(w, now_ns() - start);
 }
 
+/* All that a failed worker still does. */
+static void wait_for_call(struct blk_worker *w)
+{
+    struct pollfd p = {.fd = w->bell, .events = POLLIN};
+
+    (void)poll(&p, 1, -1);
+    answer_call(w);
+}
+
 static void *worker_main(void *arg)
 {
     struct blk_worker *const w = arg;
 
-    (void)scow_queue_watch(w->engine, w->bell, NULL);
+    if (scow_queue_watch(w->engine, w->bell, NULL) < 0)
+        fail(w, scow_error());
     while (!w->stop) {
-        const bool any = serve_queues(w);
+        bool any;
+
+        if (w->failed) {
+            wait_for_call(w);
+            continue;
+        }
+        any = serve_queues(w);
 
         answer_call(w);
         if (w->stop)
@@ -217,7 +255,7 @@ void blk_worker_drain(struct blk_worker *w)
         }
         if (busy)
             (void)poll_engine(w, scow_queue_in_flight(w->engine) ? 1 : 0, NO_KICK_NS);
-    } while (busy);
+    } while (busy && !w->failed);
     notify_guest(w);
 }
 

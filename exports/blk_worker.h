@@ -31,7 +31,7 @@ struct blk_worker {
     _Atomic bool called;
     void (*call)(void *arg);
     void *call_arg;
-    bool stop; /* the worker's own */
+    bool stop, failed; /* the worker's own */
 };
 
 /* With queues of device's; starts its thread. 0 or a negative errno. */

@@ -68,6 +68,25 @@ void inflight_close(struct inflight *f)
     *f = (struct inflight){.fd = -1};
 }
 
+static struct inflight_queue *first(const struct inflight *f)
+{
+    return (struct inflight_queue *)f->queues;
+}
+
+void inflight_note_cache(struct inflight *f, enum inflight_cache mode)
+{
+    if (f->map)
+        first(f)->desc[0].padding[0] = (uint8_t)mode;
+}
+
+enum inflight_cache inflight_cache(const struct inflight *f)
+{
+    const uint8_t mode = f->map ? first(f)->desc[0].padding[0] : 0;
+
+    return mode == INFLIGHT_WRITEBACK || mode == INFLIGHT_WRITETHROUGH ? (enum inflight_cache)mode
+                                                                       : INFLIGHT_CACHE_UNKNOWN;
+}
+
 struct inflight_queue *inflight_of(const struct inflight *f, uint32_t index, uint32_t num)
 {
     if (!f->map || index >= f->queue_count || num > f->queue_size)
@@ -82,7 +101,7 @@ static void finish_batch(struct inflight_queue *q, uint32_t num, uint16_t used_i
 
     for (uint16_t left = (uint16_t)(used_idx - q->used_idx); left && left <= num && head < num; left--) {
         q->desc[head].inflight = 0;
-        head = q->desc[head].next;
+        head = __atomic_load_n(&q->desc[head].next, __ATOMIC_RELAXED);
     }
     q->used_idx = used_idx;
 }
@@ -102,12 +121,15 @@ uint32_t inflight_recover(struct inflight_queue *q, uint32_t num, uint16_t used_
 
     *ret_counter = 1;
     if (q->version != 1 || q->desc_num != num) { /* nobody has used it */
-        q->version = 1;
-        q->desc_num = (uint16_t)num;
         q->last_batch_head = 0;
         q->used_idx = used_idx;
-        for (uint32_t i = 0; i < num; i++)
-            q->desc[i] = (struct inflight_desc){0};
+        for (uint32_t i = 0; i < num; i++) {
+            q->desc[i].inflight = 0;
+            q->desc[i].next = 0;
+            q->desc[i].counter = 0;
+        }
+        q->version = 1;
+        __atomic_store_n(&q->desc_num, (uint16_t)num, __ATOMIC_RELEASE); /* last: now it is in use */
         return 0;
     }
     if (q->used_idx != used_idx)

@@ -46,6 +46,12 @@ int inflight_open(struct inflight *f, int fd, uint64_t off, uint64_t bytes, uint
                   uint16_t queue_size);
 void inflight_close(struct inflight *f);
 
+/* The guest's cache mode, noted for the next server in padding that the protocol leaves free. Nothing where
+ * there is no memory. */
+enum inflight_cache { INFLIGHT_CACHE_UNKNOWN, INFLIGHT_WRITEBACK, INFLIGHT_WRITETHROUGH };
+void inflight_note_cache(struct inflight *f, enum inflight_cache mode);
+enum inflight_cache inflight_cache(const struct inflight *f);
+
 /* Of one virtqueue with num descriptors; NULL: there is none for it. */
 struct inflight_queue *inflight_of(const struct inflight *f, uint32_t index, uint32_t num);
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The session's messages about memory: the guest's, the dirty log, what is in flight. */
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 
 #include "exports/vhost_user_session.h"
@@ -146,9 +147,6 @@ int session_set_log(struct session *s)
     if (old)
         dirty_log_close(old);
     free(old);
-    /* This one answers with an empty message of its own. */
-    if (s->protocol_features & VU_F_LOG_SHMFD)
-        return vu_send(s->socket.fd, VU_SET_LOG_BASE, VU_REPLY, NULL, 0, -1);
     return 0;
 }
 
@@ -161,6 +159,9 @@ int session_set_log_fd(struct session *s)
 
 /* ---- what is in flight ---- */
 
+/* By the protocol; some front ends send the structure with its padding. */
+#define INFLIGHT_BYTES offsetof(struct vu_inflight, padding)
+
 int session_give_inflight(struct session *s)
 {
     const struct vu_inflight *asked = &s->socket.message.payload.inflight;
@@ -168,7 +169,7 @@ int session_give_inflight(struct session *s)
     struct inflight made;
     int r;
 
-    if (s->socket.message.header.bytes < sizeof *asked || !asked->queue_count ||
+    if (s->socket.message.header.bytes < INFLIGHT_BYTES || !asked->queue_count ||
         asked->queue_count > s->queue_count || !asked->queue_size || asked->queue_size > VIRTQUEUE_SIZE_MAX)
         return session_refuse(s, -EINVAL, "memory for what is in flight on %u queues of %u",
                               asked->queue_count, asked->queue_size);
@@ -178,7 +179,8 @@ int session_give_inflight(struct session *s)
     answer.map_bytes = made.bytes;
     answer.queue_count = made.queue_count;
     answer.queue_size = made.queue_size;
-    r = vu_send(s->socket.fd, VU_GET_INFLIGHT_FD, VU_REPLY, &answer, sizeof answer, made.fd);
+    r = vu_send(s->socket.fd, VU_GET_INFLIGHT_FD, VU_REPLY, &answer,
+                s->socket.message.header.bytes < sizeof answer ? INFLIGHT_BYTES : sizeof answer, made.fd);
     inflight_close(&made); /* it comes back with SET_INFLIGHT_FD */
     return r;
 }
@@ -192,7 +194,7 @@ int session_set_inflight(struct session *s)
     for (uint32_t i = 0; i < s->queue_count; i++)
         if (s->queues[i].started)
             return session_refuse(s, -EBUSY, "memory for what is in flight while rings run");
-    if (s->socket.message.header.bytes < sizeof *given || s->socket.fd_count != 1 ||
+    if (s->socket.message.header.bytes < INFLIGHT_BYTES || s->socket.fd_count != 1 ||
         given->queue_count > s->queue_count || given->queue_size > VIRTQUEUE_SIZE_MAX)
         return session_refuse(s, -EINVAL, "memory for what is in flight that fits no queues");
     r = inflight_open(&f, s->socket.fds[0], given->map_off, given->map_bytes, given->queue_count,
@@ -202,6 +204,7 @@ int session_set_inflight(struct session *s)
     s->socket.fds[0] = -1; /* f has it */
     inflight_close(&s->inflight);
     s->inflight = f;
+    session_take_cache_mode(s);
     /* The guest will go on over a kill of this server, and not know that it has to write again. */
     atomic_store_explicit(&s->device->outlived, true, memory_order_relaxed);
     return 0;

@@ -27,10 +27,22 @@ static int call_worker(struct session *s, uint32_t index, void (*fn)(void *arg),
     return c.ret;
 }
 
+static void stop_ring(void *arg);
+
 static int ring_index(struct session *s, uint32_t index)
 {
     if (index >= s->queue_count)
         return session_refuse(s, -EINVAL, "ring %u, but the disk has %u queues", index, s->queue_count);
+    return 0;
+}
+
+/* A front end that sets a ring up anew may have done no more than disable it. */
+static int stop_disabled(struct session *s, uint32_t index)
+{
+    if (s->queues[index].started && s->queues[index].enabled)
+        return session_refuse(s, -EBUSY, "ring %u is running", index);
+    if (s->queues[index].started)
+        call_worker(s, index, stop_ring, -1, false);
     return 0;
 }
 
@@ -43,8 +55,8 @@ static int check_state(struct session *s, bool idle)
     if (m->header.bytes != sizeof m->payload.state)
         return session_refuse(s, -EINVAL, "a message of a wrong length about a ring");
     r = ring_index(s, m->payload.state.index);
-    if (r == 0 && idle && s->queues[m->payload.state.index].started)
-        r = session_refuse(s, -EBUSY, "ring %u is running", m->payload.state.index);
+    if (r == 0 && idle)
+        r = stop_disabled(s, m->payload.state.index);
     return r;
 }
 
@@ -150,6 +162,8 @@ static void start_ring(void *arg)
         q->enabled |= !(c->session->features & VU_FEATURE_PROTOCOL_FEATURES);
     }
     c->ret = blk_worker_set_kick(c->worker, q, c->fd);
+    if (c->ret < 0)
+        q->started = false;
 }
 
 static void stop_ring(void *arg)
@@ -158,6 +172,13 @@ static void stop_ring(void *arg)
 
     c->queue->enabled &= !c->flag;
     blk_worker_drain(c->worker);
+    /* What an earlier server had taken lies before the ring's position. (Its memory tells the next one too,
+     * so nothing is lost where the front end has just gone.) */
+    while (!c->flag && c->queue->started && c->queue->has_rings && virtqueue_again(&c->queue->ring) &&
+           !c->worker->failed) {
+        (void)blk_queue_serve(c->queue, virtqueue_again(&c->queue->ring), 0);
+        blk_worker_drain(c->worker);
+    }
     (void)blk_worker_set_kick(c->worker, c->queue, -1);
     c->queue->started = false;
     c->queue->ring.inflight = NULL;
@@ -168,6 +189,8 @@ static void enable_ring(void *arg)
     struct ring_call *c = arg;
 
     c->queue->enabled = c->flag;
+    if (!c->flag)
+        blk_worker_drain(c->worker);
 }
 
 int session_get_ring_base(struct session *s)

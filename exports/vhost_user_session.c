@@ -46,20 +46,41 @@ uint64_t session_offered_features(const struct session *s)
     return f | BIT(VIRTIO_BLK_F_DISCARD) | BIT(VIRTIO_BLK_F_WRITE_ZEROES);
 }
 
+static void drain(void *arg)
+{
+    blk_worker_drain(arg);
+}
+
 /* Who cannot flush has to find every write durable (virtio 1.2, "Block Device": writeback needs
  * VIRTIO_BLK_F_FLUSH); who can set the mode has set it. */
-void session_update_cache_mode(struct session *s)
+int session_update_cache_mode(struct session *s)
 {
-    const bool writeback =
-        s->features & BIT(VIRTIO_BLK_F_CONFIG_WCE) ? s->config.wce : s->features & BIT(VIRTIO_BLK_F_FLUSH);
+    const bool writeback = s->features & BIT(VIRTIO_BLK_F_FLUSH) &&
+                           (!(s->features & BIT(VIRTIO_BLK_F_CONFIG_WCE)) || s->config.wce);
     const bool writethrough = !writeback || s->device->always_writethrough;
 
+    inflight_note_cache(&s->inflight, s->config.wce ? INFLIGHT_WRITEBACK : INFLIGHT_WRITETHROUGH);
     if (writethrough == atomic_load_explicit(&s->device->writethrough, memory_order_relaxed))
-        return;
+        return 0;
     atomic_store_explicit(&s->device->writethrough, writethrough, memory_order_relaxed);
-    /* From now on nobody may flush: what is cached so far becomes durable now. */
-    if (writethrough && !s->device->read_only && scow_flush(s->device->image) < 0)
-        (void)session_refuse(s, -EIO, "the change to writethrough: %s", scow_error());
+    if (!writethrough || s->device->read_only)
+        return 0;
+    /* From now on nobody may flush: what is cached so far, or still on its way there, becomes durable now. */
+    for (uint32_t i = 0; i < s->worker_count; i++)
+        blk_worker_call(&s->workers[i], drain, &s->workers[i]);
+    if (scow_flush(s->device->image) < 0)
+        return session_refuse(s, -EIO, "the change to writethrough: %s", scow_error());
+    return 0;
+}
+
+/* Front ends that connect again do not say it again. */
+void session_take_cache_mode(struct session *s)
+{
+    const enum inflight_cache noted = inflight_cache(&s->inflight);
+
+    if (noted != INFLIGHT_CACHE_UNKNOWN)
+        s->config.wce = noted == INFLIGHT_WRITEBACK && !s->device->always_writethrough;
+    (void)session_update_cache_mode(s);
 }
 
 static int set_features(struct session *s)
@@ -72,9 +93,10 @@ static int set_features(struct session *s)
         return session_refuse(s, -EINVAL, "features 0x%llx were not offered",
                               (unsigned long long)(f & ~session_offered_features(s)));
     s->features = f;
-    session_update_cache_mode(s);
+    if (f & BIT(VIRTIO_BLK_F_CONFIG_WCE) && !(f & BIT(VIRTIO_BLK_F_FLUSH)))
+        s->config.wce = 0;
     session_update_rings(s);
-    return 0;
+    return session_update_cache_mode(s);
 }
 
 static int set_protocol_features(struct session *s)
@@ -146,11 +168,10 @@ static int set_config(struct session *s)
     if (s->socket.message.header.bytes != CONFIG_HEAD + 1 || c->bytes != 1 ||
         c->off != offsetof(struct virtio_blk_config, wce))
         return session_refuse(s, -EINVAL, "only the cache mode can be written in the config space");
-    if (!(s->features & BIT(VIRTIO_BLK_F_CONFIG_WCE)) || c->data[0] > 1)
+    if (c->data[0] > 1)
         return session_refuse(s, -EINVAL, "the cache mode cannot be set to %u", c->data[0]);
     s->config.wce = c->data[0] && !s->device->always_writethrough;
-    session_update_cache_mode(s);
-    return 0;
+    return session_update_cache_mode(s);
 }
 
 void session_tell_size(struct session *s)
@@ -275,8 +296,7 @@ static bool dispatch(struct session *s)
 {
     const struct vu_header *h = &s->socket.message.header;
     int (*const handler)(struct session * s) = handler_of(h->request);
-    /* SET_LOG_BASE answers in its own way when it has worked. */
-    const bool answers = h->flags & VU_NEED_REPLY && s->protocol_features & VU_F_REPLY_ACK;
+    bool answers;
     int r;
 
     if ((h->flags & VU_VERSION_MASK) != VU_VERSION || h->flags & VU_REPLY) {
@@ -284,37 +304,39 @@ static bool dispatch(struct session *s)
         return false;
     }
     r = handler ? handler(s) : ask(s);
+    /* By the features that there are now: the message may have been the one that set them. */
+    answers = h->flags & VU_NEED_REPLY && s->protocol_features & VU_F_REPLY_ACK;
     if (r == -ENOSYS && !handler)
         (void)session_refuse(s, r, "unknown message %u", h->request);
     if (!handler)
         return r >= 0;
-    if (answers && !(h->request == VU_SET_LOG_BASE && r >= 0))
+    if (answers)
         return reply_u64(s, r < 0) >= 0;
+    if (h->request == VU_SET_LOG_BASE && r >= 0 && s->protocol_features & VU_F_LOG_SHMFD)
+        return vu_send(s->socket.fd, VU_SET_LOG_BASE, VU_REPLY, NULL, 0, -1) >= 0;
     /* Nobody would learn that it has failed. */
     return r >= 0;
 }
 
+/* One message at most: signals and others get their turn. */
 bool session_readable(struct session *s)
 {
-    for (;;) {
-        const char *why;
-        const int r = vu_socket_receive(&s->socket, &why);
-        bool goes_on;
+    const char *why;
+    const int r = vu_socket_receive(&s->socket, &why);
+    bool goes_on;
 
-        if (r == 0)
-            return true;
-        if (r < 0) {
-            if (r != -EPIPE)
-                (void)session_refuse(s, r, "%s", why);
-            return false;
-        }
-        goes_on = dispatch(s);
-        vu_socket_next(&s->socket);
-        if (!goes_on) {
-            (void)session_refuse(s, -EPROTO, "the front end is disconnected");
-            return false;
-        }
+    if (r == 0)
+        return true;
+    if (r < 0) {
+        if (r != -EPIPE)
+            (void)session_refuse(s, r, "%s", why);
+        return false;
     }
+    goes_on = dispatch(s);
+    vu_socket_next(&s->socket);
+    if (!goes_on)
+        (void)session_refuse(s, -EPROTO, "the front end is disconnected");
+    return goes_on;
 }
 
 /* ---- begin, end ---- */
@@ -333,6 +355,7 @@ static void reset(struct session *s)
 void session_begin(struct session *s)
 {
     reset(s);
+    (void)session_update_cache_mode(s);
 }
 
 static void close_fds(void *arg)
@@ -352,9 +375,9 @@ static void close_fds(void *arg)
 
 void session_end(struct session *s)
 {
-    vu_socket_close(&s->socket);
     session_stop_rings(s);
     session_forget_memory(s);
+    vu_socket_close(&s->socket); /* that says: nothing of yours is touched any more */
     for (uint32_t i = 0; i < s->queue_count; i++)
         blk_worker_call(session_worker(s, i), close_fds, &s->queues[i]);
     reset(s);

@@ -46,7 +46,9 @@ void session_tell_size(struct session *s);
 
 struct blk_worker *session_worker(const struct session *s, uint32_t queue);
 uint64_t session_offered_features(const struct session *s);
-void session_update_cache_mode(struct session *s);
+int session_update_cache_mode(struct session *s);
+/* The mode that the guest has chosen with an earlier server, as inflight memory notes it. */
+void session_take_cache_mode(struct session *s);
 
 int session_set_memory(struct session *s);
 int session_add_region(struct session *s);

@@ -75,14 +75,15 @@ static int fail(struct virtqueue *vq, const char *why)
     return -1;
 }
 
+/* A table may begin anywhere. */
 static struct vring_desc fetch_desc(const struct vring_desc *table, uint32_t i)
 {
-    const volatile struct vring_desc *const d = &table[i];
+    struct vring_desc d;
 
-    return (struct vring_desc){.addr = le64toh(d->addr),
-                               .len = le32toh(d->len),
-                               .flags = le16toh(d->flags),
-                               .next = le16toh(d->next)};
+    memcpy(&d, (const uint8_t *)table + (size_t)i * sizeof d, sizeof d);
+    __asm__ volatile("" : : : "memory"); /* what was fetched is not fetched again */
+    return (struct vring_desc){
+        .addr = le64toh(d.addr), .len = le32toh(d.len), .flags = le16toh(d.flags), .next = le16toh(d.next)};
 }
 
 static int add_pieces(struct virtqueue *vq, struct chain *c, const struct vring_desc *d)
@@ -122,10 +123,10 @@ static int enter_table(struct virtqueue *vq, const struct vring_desc *d, const s
 {
     if (!vq->indirect)
         return fail(vq, "an indirect descriptor that was not negotiated");
-    if (d->flags & (VRING_DESC_F_NEXT | VRING_DESC_F_WRITE))
-        return fail(vq, "an indirect descriptor with other flags");
-    if (!d->len || d->len % sizeof **ret_table || d->addr % sizeof(uint64_t))
-        return fail(vq, "an indirect table of a bad length or alignment");
+    if (d->flags & VRING_DESC_F_NEXT) /* the write-only flag is to be ignored */
+        return fail(vq, "an indirect descriptor with a next one");
+    if (!d->len || d->len % sizeof **ret_table)
+        return fail(vq, "an indirect table of a bad length");
     *ret_table = guest_memory_at(vq->memory, d->addr, d->len);
     if (!*ret_table)
         return fail(vq, "an indirect table outside the guest's memory");

@@ -68,6 +68,12 @@ void virtqueue_start(struct virtqueue *vq);
 /* The next request: 1, with *c filled; 0: none; -1: the queue is broken, vq->broken says why. */
 int virtqueue_pop(struct virtqueue *vq, struct chain *c);
 
+/* Requests of an earlier server that are still to be popped. */
+static inline uint32_t virtqueue_again(const struct virtqueue *vq)
+{
+    return vq->broken ? 0 : vq->again_count - vq->again_next;
+}
+
 /* Whether there may be something to pop. */
 bool virtqueue_has_work(const struct virtqueue *vq);
 

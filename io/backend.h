@@ -29,7 +29,9 @@ struct backend;
 
 /* A descriptor of somebody else's that the owner's wait looks at too: edge-triggered, as with EPOLLET. */
 struct watch {
-    struct list_node node; /* in backend.fired while fired */
+    struct list_node node;         /* in backend.fired while fired */
+    struct list_node unarmed_node; /* the backend's */
+    uint32_t restarts;             /* the backend's: in a row */
     int fd;
     int32_t result; /* 0, or the negative errno that ended it */
     bool fired;     /* became readable, and nobody was told yet */

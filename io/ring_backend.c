@@ -24,6 +24,8 @@
 #define TAG_MASK 3u
 #define WAKE_TAG 1u  /* the poll that watches wake_fd; no address */
 #define WATCH_TAG 2u /* a watch's poll */
+/* A poll that ends without having to (a full completion queue) is started again so often in a row. */
+#define WATCH_RESTARTS 16u
 #define OTHER_TAG 3u /* nobody's: the removal of a poll */
 
 struct ring_backend {
@@ -196,7 +198,7 @@ static void arm_watch(struct ring_backend *r, struct watch *w)
 
     w->armed = true;
     if (unlikely(!sqe)) { /* the kernel will have room later */
-        list_push(&r->unarmed, &w->node);
+        list_push(&r->unarmed, &w->unarmed_node);
         return;
     }
     io_uring_prep_poll_multishot(sqe, w->fd, POLLIN);
@@ -208,19 +210,28 @@ ATTR_COLD static void arm_rest(struct ring_backend *r)
     struct list all = list_take(&r->unarmed);
     struct list_node *n;
 
-    while ((n = list_pop(&all)))
-        arm_watch(r, container_of(n, struct watch, node));
+    while ((n = list_pop(&all))) {
+        struct watch *w = container_of(n, struct watch, unarmed_node);
+
+        if (w->ended)
+            w->armed = false;
+        else
+            arm_watch(r, w);
+    }
 }
 
 static void watch_completed(struct ring_backend *r, struct watch *w, const struct io_uring_cqe *cqe)
 {
     const bool more = cqe->flags & IORING_CQE_F_MORE;
 
+    w->restarts = more ? 0 : w->restarts + 1;
     if (cqe->res < 0)
         w->result = cqe->res;
+    else if (w->restarts > WATCH_RESTARTS) /* always ready, like a regular file: no event */
+        w->result = -EPERM;
     backend_watch_fired(&r->base, w);
     w->armed = more;
-    if (!more && !w->ended && cqe->res >= 0)
+    if (!more && !w->ended && !w->result)
         arm_watch(r, w);
 }
 
