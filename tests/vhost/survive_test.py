@@ -39,10 +39,10 @@ def rounds(b):
     return 8 if b.options.quick else 25
 
 
-def killed_under_load(b, zeroes, **how):
+def killed_under_load(b, zeroes, before=b"\7", **how):
     """Killed again and again; every head that was sent completes once, with the right content."""
     b.serve(queues=2, **how)
-    model = Model(16 * MIB, b"\7" * 16 * MIB)
+    model = Model(16 * MIB, before * 16 * MIB)
     d = Disk(b.server.path, queues=2, ring_size=256, inflight=b.options.server == "shardcow")
     with d:
         if not d.inflight:
@@ -88,8 +88,29 @@ def full_image(b):
 
 @case
 def requests_in_flight_are_taken_up(b):
-    """Written through: a server that is killed may lose what was not flushed, as a disk that loses power
-    does, and a guest that does not notice would miss it."""
+    """With the write cache on: a guest that goes on does not know that a server has died, so nothing that was
+    acknowledged may be lost with it, flushed or not."""
+    full_image(b)
+    killed_under_load(b, True)
+
+
+@case
+def requests_that_need_new_clusters(b):
+    b.make_image("16M")
+    killed_under_load(b, True, before=b"\0")
+
+
+@case
+def requests_that_copy(b):
+    """Above a backing file, where data has to be durable before an entry names it."""
+    full_image(b)
+    os.rename(b.image, f"{b.folder}/base.qcow2")
+    b.make_image("16M", "-b", "base.qcow2", "-F", "qcow2")
+    killed_under_load(b, True)
+
+
+@case
+def requests_in_flight_written_through(b):
     full_image(b)
     killed_under_load(b, True, writethrough=True)
 
