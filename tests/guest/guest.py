@@ -73,20 +73,16 @@ class Server:
     """A process that serves an image at a socket. kind: "shardcow"; "qsd", qemu-storage-daemon; "qsd11", that
     of the Debian 13 root."""
 
-    def __init__(self, kind, image, socket, queues, shardcow=None, cache="direct", more=()):
+    def __init__(self, kind, image, socket, queues, shardcow=None, aio="io_uring"):
         self.kind, self.socket, self.env = kind, socket, None
         if kind == "shardcow":
-            self.argv = [shardcow, "serve", "--vhost-user-blk", socket, "--queues", str(queues), *more, image]
+            self.argv = [shardcow, "serve", "--vhost-user-blk", socket, "--queues", str(queues), image]
         else:
-            direct = "on" if cache == "direct" else "off"
-            self.argv = [
-                *(from_root("qemu-storage-daemon") if kind == "qsd11" else ["qemu-storage-daemon"]),
-                "--blockdev", f"driver=file,node-name=f,filename={image},discard=unmap,cache.direct={direct}"
-                + (",aio=native" if direct == "on" else ""),
-                "--blockdev", "driver=qcow2,node-name=q,file=f,discard=unmap",
-                *(["--object", "iothread,id=t"]), *more, "--export",
-                f"type=vhost-user-blk,id=e,node-name=q,addr.type=unix,addr.path={socket},writable=on,"
-                f"num-queues={queues},iothread=t"]
+            program = from_root("qemu-storage-daemon") if kind == "qsd11" else ["qemu-storage-daemon"]
+            file = f"driver=file,node-name=f,filename={image},discard=unmap,cache.direct=on,aio={aio}"
+            export = f"type=vhost-user-blk,id=e,node-name=q,writable=on,num-queues={queues},iothread=t"
+            self.argv = [*program, "--blockdev", file, "--blockdev", "driver=qcow2,node-name=q,file=f,discard=unmap",
+                         "--object", "iothread,id=t", "--export", f"{export},addr.type=unix,addr.path={socket}"]
             self.env = root_environment() if kind == "qsd11" else None
         self.errors = tempfile.TemporaryFile()
         self.process = None
@@ -94,8 +90,8 @@ class Server:
     def __enter__(self):
         if os.path.exists(self.socket):
             os.unlink(self.socket)
-        self.process = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=self.errors, stderr=self.errors,
-                                        env=self.env, start_new_session=True)
+        self.process = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=self.errors,
+                                        stderr=self.errors, env=self.env, start_new_session=True)
         until = time.monotonic() + START_SECONDS
         while not listens(self.socket):
             if self.process.poll() is not None or time.monotonic() > until:
@@ -178,8 +174,9 @@ class Console:
         self.argv, self.text, self.seconds, self.late = argv, text, seconds, late
         done = re.search(r"^GUEST-DONE (\d+)", text, re.M)
         self.status = int(done.group(1)) if done else None
-        up = re.search(r"^GUEST-UP .*queues=(\d+)", text, re.M)
-        self.queues = int(up.group(1)) if up else None
+        # What the driver found out about the disk.
+        up = re.search(r"^GUEST-UP .*queues=(\d+) cache=(.*)$", text, re.M)
+        self.queues, self.cache = (int(up.group(1)), up.group(2)) if up else (None, None)
 
     def facts(self):
         """{name: value} of the lines FACT NAME VALUE."""
@@ -192,14 +189,16 @@ class Console:
 
 def uml_command(sockets, cpus, mib, initrd):
     disks = [f"virtio_uml.device={socket}:2" for socket in sockets]
-    return [os.path.join(CACHE, "linux-uml"), f"mem={mib}M", f"initrd={initrd}", "con=null", "con0=null,fd:1", "con1=null",
-            "ssl=null", "root=/dev/ram0", "quiet", "panic=-1", "seccomp=on", f"ncpus={cpus}", *disks]
+    return [os.path.join(CACHE, "linux-uml"), f"mem={mib}M", f"initrd={initrd}", f"ncpus={cpus}",
+            "con=null", "con0=null,fd:1", "con1=null", "ssl=null", "root=/dev/ram0", "quiet", "panic=-1",
+            "seccomp=on", *disks]
 
 
 def qemu_command(sockets, cpus, mib, initrd, queues):
     data = os.path.join(ROOT, "usr/share")
     argv = [*from_root("qemu-system-x86_64"), "-L", f"{data}/qemu", "-L", f"{data}/seabios",
-            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio", "-monitor", "none",
+            "-nodefaults", "-no-user-config", "-no-reboot",
+            "-display", "none", "-serial", "stdio", "-monitor", "none",
             "-M", "q35,memory-backend=mem", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", str(cpus),
             "-m", str(mib), "-object", f"memory-backend-memfd,id=mem,size={mib}M,share=on",
             "-kernel", os.path.join(CACHE, "vmlinuz"), "-initrd", initrd,
@@ -224,8 +223,8 @@ def boot(front, sockets, job, queues=1, cpus=None, mib=1024, timeout=300, folder
         else:
             argv, env = qemu_command(sockets, cpus, mib, initrd, queues), root_environment()
         start = time.monotonic()
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=env,
-                                   cwd=scratch, start_new_session=True)
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                                   env=env, cwd=scratch, start_new_session=True)
         try:
             process.wait(timeout)
             late = False

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 #
-# initramfs.sh OUT: what guests boot into, as a cpio archive. setup.sh runs it inside the Debian 13 root, so that
-# programs and libraries are of one kind. Beside it: guest_init.sh; modules/, if there are any.
+# initramfs.sh OUT: what guests boot into, as a cpio archive. setup.sh runs it inside the Debian 13 root, so
+# that programs and libraries are of one kind. Beside it: guest_init.sh; modules/, if there are any.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=$1

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# An overlay under load. First fio fills its L2 tables, then fio writes and verifies again while file trees are
-# copied and deleted, and synced.
+# An overlay under load. First fio fills its L2 tables, then fio writes and verifies again while file trees
+# are copied and deleted, and synced.
 # Settings: SEED JOB_BYTES (of each of 16 fio jobs) TREES (copies of the tree)
 . /guest_lib.sh
 

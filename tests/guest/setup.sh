@@ -6,7 +6,7 @@
 #
 # All of it goes to $SHARDCOW_GUEST (default: ~/.cache/shardcow-guest):
 #
-#   debian13/       a Debian 13 root with libblkio, QEMU from its backports, compilers, and the guests' programs
+#   debian13/       a Debian 13 root with libblkio, QEMU of its backports, compilers, the guests' programs
 #   linux-uml       User Mode Linux, SMP, with virtio_uml: a guest that boots in a second and needs no KVM
 #   vmlinuz         Debian's kernel for virtual machines, its modules in modules/: for QEMU
 #   initramfs.cpio  what both kernels boot into
@@ -20,10 +20,16 @@ jobs=${JOBS:-$(nproc)}
 here=$(cd "$(dirname "$0")" && pwd)
 
 # For perf/blkio_client.c and the kernel's build; for guests, who get them by initramfs; to serve and to boot.
-packages=(ca-certificates gcc make pkg-config libblkio-dev flex bison bc libelf-dev python3-minimal xz-utils cpio kmod
+packages=(ca-certificates gcc make libblkio-dev flex bison bc libelf-dev python3-minimal xz-utils cpio kmod
     busybox-static fio e2fsprogs xfsprogs util-linux sqlite3 git)
 from_backports=(qemu-utils qemu-system-x86)
 uml_cpus=8
+# The last lines: for tests of other servers, and of power cuts.
+uml_on=(STATIC_LINK SMP VIRTIO_MENU VIRTIO_UML BLOCK BLK_DEV VIRTIO_BLK IO_URING EPOLL EVENTFD AIO EXT4_FS
+    XFS_FS BLK_DEV_INITRD DEVTMPFS TMPFS
+    FUSE_FS HOSTFS BLK_DEV_LOOP BLK_DEV_NBD BLK_DEV_UBLK
+    MD BLK_DEV_DM DM_FLAKEY DM_LOG_WRITES)
+uml_off=(DEBUG_INFO DEBUG_KERNEL SOUND WIRELESS IPV6)
 
 say() { printf '== %s\n' "$*"; }
 
@@ -63,21 +69,25 @@ make_root() {
 
 make_uml() {
     [ ! -x "$G/linux-uml" ] || return 0
-    say "User Mode Linux"
+    say "User Mode Linux, static: the host may have an older libc"
     new_work
-    local source
-    source=$(inside apt-cache --names-only search '^linux-source-[0-9.]+$' | awk '{ print $1 }' | sort -V | tail -n 1)
+    local source option
+    # The newest: in that of Debian 13 itself, User Mode Linux has one processor.
+    source=$(inside apt-cache --names-only search '^linux-source-[0-9.]+$' | sort -V | awk 'END { print $1 }')
     # Unpacked where it is needed: nothing has to be installed.
     apt_inside_in "$inner" download "$source/trixie-backports"
     inside sh -c "cd $inner && dpkg -x linux-source-*.deb . && mkdir k &&
         tar xf usr/src/linux-source-*.tar.xz -C k --strip-components=1 && rm -r usr linux-source-*.deb"
-    inside sh -c "cd $inner/k && export ARCH=um && make -s defconfig && ./scripts/config \
-        -e SMP --set-val NR_CPUS $uml_cpus -e VIRTIO_MENU -e VIRTIO_UML -e BLOCK -e BLK_DEV -e VIRTIO_BLK \
-        -e IO_URING -e EPOLL -e EVENTFD -e AIO -e EXT4_FS -e XFS_FS -e FUSE_FS -e HOSTFS \
-        -e BLK_DEV_LOOP -e BLK_DEV_NBD -e BLK_DEV_UBLK -e MD -e BLK_DEV_DM -e DM_FLAKEY -e DM_LOG_WRITES \
-        -e BLK_DEV_INITRD -e DEVTMPFS -e TMPFS -d DEBUG_INFO -d DEBUG_KERNEL -d SOUND -d WIRELESS -d IPV6 &&
-        make -s olddefconfig && grep -qx CONFIG_VIRTIO_UML=y .config && grep -qx CONFIG_SMP=y .config &&
-        nice make -s -j $jobs linux && strip -o ../linux linux"
+    inside sh -c "cd $inner/k && export ARCH=um && make -s defconfig &&
+        ./scripts/config --set-val NR_CPUS $uml_cpus ${uml_on[*]/#/-e } ${uml_off[*]/#/-d } &&
+        make -s olddefconfig"
+    for option in SMP VIRTIO_UML STATIC_LINK; do
+        grep -qx "CONFIG_$option=y" "$work/k/.config" || {
+            echo "this kernel cannot have $option"
+            exit 1
+        }
+    done
+    inside sh -c "cd $inner/k && export ARCH=um && nice make -s -j $jobs linux && strip -o ../linux linux"
     mv "$work/linux" "$G/linux-uml"
 }
 
@@ -92,7 +102,8 @@ make_kernel() {
     say "a kernel for QEMU"
     new_work
     local package version name
-    package=$(inside apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ { print $2; exit }')
+    package=$(inside apt-cache depends linux-image-cloud-amd64/trixie |
+        awk '/Depends: linux-image/ { print $2; exit }')
     apt_inside_in "$inner" download "$package"
     inside sh -c "cd $inner && dpkg -x linux-image-*.deb ."
     version=$(basename "$work"/boot/vmlinuz-*)

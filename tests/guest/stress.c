@@ -50,7 +50,7 @@ static struct {
     const char *path;
     uint64_t offset, size_bytes, seed;
     uint32_t threads, rounds, first, ops;
-    bool verify, partial, full, discard_zeroes, no_discards;
+    bool verify, partial, full, disk, discard_zeroes, no_discards;
 } opt = {.threads = 8, .rounds = 10, .ops = 200};
 
 static int fd;
@@ -303,7 +303,7 @@ static void strides(struct worker *w, bool in_doubt)
 static void clear_here(struct worker *w, uint64_t first, uint32_t count, bool discard, bool in_doubt)
 {
     /* A hole punched into a file reads as zeros; what a disk does is up to it. */
-    const bool zeroes = !discard || opt.discard_zeroes || !is_device;
+    const bool zeroes = !discard || opt.discard_zeroes || !(is_device || opt.disk);
 
     model_zeros(first, count, zeroes && !in_doubt);
     if (!w->dry)
@@ -413,9 +413,10 @@ static const char usage[] =
     "  --first N          run: the rounds before this one were done by an earlier run\n"
     "  --partial          verify: one more round may have been done in part\n"
     "  --full             read what nobody wrote too\n"
+    "  --disk             verify: this file is the copy of a disk, whose discards may have done nothing\n"
     "  --discard-zeroes   discarded blocks have to read as zeros\n"
     "  --no-discards      write zeroes instead\n"
-    "All options but these three have to be the same in the runs and verifications of one disk.\n";
+    "All options but --rounds, --first, --partial, --full and --disk have to be the same in the runs and verifications of one disk.\n";
 
 static uint64_t number(const char *text)
 {
@@ -432,19 +433,13 @@ static uint64_t number(const char *text)
 static void parse(int argc, char **argv)
 {
     static const struct option longs[] = {
-        {"seed", 1, 0, 's'},
-        {"threads", 1, 0, 't'},
-        {"ops", 1, 0, 'o'},
-        {"offset", 1, 0, 'O'},
-        {"size", 1, 0, 'S'},
-        {"rounds", 1, 0, 'r'},
-        {"first", 1, 0, 'f'},
-        {"partial", 0, 0, 'p'},
-        {"full", 0, 0, 'F'},
-        {"help", 0, 0, 'h'},
-        {"discard-zeroes", 0, 0, 'z'},
-        {"no-discards", 0, 0, 'n'},
-        {0},
+        {"seed", 1, 0, 's'},        {"threads", 1, 0, 't'},
+        {"ops", 1, 0, 'o'},         {"offset", 1, 0, 'O'},
+        {"size", 1, 0, 'S'},        {"rounds", 1, 0, 'r'},
+        {"first", 1, 0, 'f'},       {"partial", 0, 0, 'p'},
+        {"full", 0, 0, 'F'},        {"disk", 0, 0, 'D'},
+        {"help", 0, 0, 'h'},        {"discard-zeroes", 0, 0, 'z'},
+        {"no-discards", 0, 0, 'n'}, {0},
     };
     int c;
 
@@ -476,6 +471,9 @@ static void parse(int argc, char **argv)
             break;
         case 'p':
             opt.partial = true;
+            break;
+        case 'D':
+            opt.disk = true;
             break;
         case 'F':
             opt.full = true;

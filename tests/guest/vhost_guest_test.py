@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Guests with vhost-user-blk disks: real drivers and file systems over the server.
 
-Each disk is used by one guest, looked at by the next, and then by tools on the host: qemu-img check, fsck, and
-every stamp on the raw partition. --server qsd runs the same against qemu-storage-daemon: what fails there as
-well is not the server's fault. By hand: --rounds 20, or more.
+Each disk is used by one guest, looked at by the next, and then by tools on the host: qemu-img check, fsck,
+and every stamp on the raw partition. --server qsd runs the same against qemu-storage-daemon: what fails there
+as well is not the server's fault. By hand: --rounds 20, or more.
 """
 
 import os
@@ -29,9 +29,9 @@ class Sizes:
     def __init__(self, options):
         quick = options.quick
         self.part = (384 if quick else 1024) * MIB   # of each file system
-        self.raw = (1024 if quick else 4096) * MIB
+        self.raw = (512 if quick else 4096) * MIB
         self.file = (48 if quick else 192) * MIB     # stamped, in each file system
-        self.count = 60 if quick else 300
+        self.count = 30 if quick else 300            # of files; of commits and transactions a tenth
         self.rounds = options.rounds or (2 if quick else 6)
         self.ops = 60 if quick else 200
         self.fio = (4 if quick else 64) * MIB        # of each of 16 jobs
@@ -84,6 +84,9 @@ class Tests:
         good = self.results.check(console.status == 0, name, console)
         if good:
             self.results.equal(console.queues, queues, f"{name}: queues that the guest uses")
+            # Otherwise its drivers send no flush at all. qemu-storage-daemon's mistake is not ours to report.
+            if self.options.server == "shardcow":
+                self.results.equal(console.cache, "write back", f"{name}: the guest knows that it has to flush")
         return console if good else None
 
     def stopped(self, name, server):
@@ -118,7 +121,7 @@ class Tests:
         values = {"--seed": settings["SEED"], "--ops": settings["OPS"], "--threads": settings["THREADS"],
                   "--rounds": rounds, "--offset": first, "--size": (count - RACE_BYTES) // MIB * MIB}
         flags = [str(text) for pair in values.items() for text in pair] + settings["DISCARD_FLAGS"].split()
-        r = run([self.options.stress, "verify", "--full", *flags, self.raw], timeout=900)
+        r = run([self.options.stress, "verify", "--full", "--disk", *flags, self.raw], timeout=900)
         self.results.check(r.code == 0, f"{name}: every stamp of the raw partition, on the host", r)
 
     # ---- the tests ----
@@ -130,7 +133,9 @@ class Tests:
         write_raw_disk(self.raw, parts)
         must(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", self.raw, self.image])
         settings = {"SEED": self.rng.randrange(1 << 32), "THREADS": 4 if self.options.quick else 2 * max(queues, 4),
-                    "ROUNDS": sizes.rounds, "OPS": sizes.ops, "FILE_BYTES": sizes.file, "COUNT": sizes.count,
+                    "ROUNDS": sizes.rounds, "OPS": sizes.ops, "FILE_BYTES": sizes.file,
+                    # Starting programs is what emulation is slow at.
+                    "COUNT": sizes.count // 2 if front == "qemu" else sizes.count,
                     "MORE": 1, "DISCARD_FLAGS": self.options.discard_flags}
         with self.server(queues) as server:
             first = self.boot(f"{name}: mixed work", front, queues, server, "job_work.sh", settings,
