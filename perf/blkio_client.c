@@ -27,7 +27,7 @@
 /* Latencies by powers of two of nanoseconds, each in 64 parts: within 1.6 %. */
 #define PARTS_BITS 6
 #define PARTS (1u << PARTS_BITS)
-#define BUCKETS ((64 - PARTS_BITS) * PARTS)
+#define BUCKETS ((65 - PARTS_BITS) * PARTS)
 
 static struct {
     const char *socket;
@@ -80,10 +80,11 @@ static uint64_t now(void)
 
 static uint32_t bucket_of(uint64_t ns)
 {
-    const uint32_t log = ns < PARTS ? PARTS_BITS : 63 - (uint32_t)__builtin_clzll(ns);
+    if (ns < PARTS)
+        return (uint32_t)ns;
+    const uint32_t log = 63 - (uint32_t)__builtin_clzll(ns);
 
-    return (log - PARTS_BITS + (ns >= PARTS)) * PARTS +
-           (uint32_t)(ns >> (log - PARTS_BITS + (ns < PARTS))) % PARTS;
+    return (log - PARTS_BITS + 1) * PARTS + (uint32_t)(ns >> (log - PARTS_BITS)) % PARTS;
 }
 
 /* The lower end of a bucket. */
@@ -94,20 +95,24 @@ static uint64_t bucket_ns(uint32_t bucket)
     return octave ? (uint64_t)(PARTS + part) << (octave - 1) : part;
 }
 
-static double percentile_us(size_t histogram_offset, double share)
+/* Of the operations, or of the flushes, of all queues. */
+static double percentile_us(bool flush, double share)
 {
+    static uint64_t sums[BUCKETS];
     uint64_t total = 0, sum = 0;
 
-    for (int pass = 0; pass < 2; pass++) {
+    memset(sums, 0, sizeof sums);
+    for (uint32_t i = 0; i < opt.queues; i++)
         for (uint32_t b = 0; b < BUCKETS; b++) {
-            for (uint32_t i = 0; i < opt.queues; i++) {
-                const uint64_t *h = *(uint64_t **)(void *)((char *)&workers[i] + histogram_offset);
+            const uint64_t n = (flush ? workers[i].flush_histogram : workers[i].histogram)[b];
 
-                *(pass ? &sum : &total) += h[b];
-            }
-            if (pass && (double)sum >= share * (double)total && sum)
-                return (double)bucket_ns(b) / 1e3;
+            sums[b] += n;
+            total += n;
         }
+    for (uint32_t b = 0; b < BUCKETS && total; b++) {
+        sum += sums[b];
+        if ((double)sum >= share * (double)total)
+            return (double)bucket_ns(b) / 1e3;
     }
     return 0;
 }
@@ -129,7 +134,7 @@ static uint64_t position(struct worker *w, uint64_t n)
     const uint64_t share = position_count / opt.queues;
 
     if (opt.random && opt.once)
-        return (uint64_t)((unsigned __int128)(n * opt.queues + w->number) * 2654435761u % position_count);
+        return (n * opt.queues + w->number) * 2654435761u % position_count;
     if (opt.random)
         return mix(w->random++) % position_count;
     return w->number * share + n % share;
@@ -376,8 +381,6 @@ static void sleep_for(double seconds)
 
 static void report(double seconds, double server, double own)
 {
-    const size_t ops_at = offsetof(struct worker, histogram),
-                 flush_at = offsetof(struct worker, flush_histogram);
     uint64_t ops = 0, flushes = 0;
 
     for (uint32_t i = 0; i < opt.queues; i++) {
@@ -391,8 +394,8 @@ static void report(double seconds, double server, double own)
            "\"p50-us\": %.2f, \"p99-us\": %.2f, \"flush-p50-us\": %.2f, \"flush-p99-us\": %.2f, "
            "\"server-cpu-seconds\": %.2f, \"server-cpu-us-per-op\": %.3f, \"client-cpu-us-per-op\": %.3f}\n",
            opt.queues, opt.depth, opt.bs, opt.seed, ops, flushes, seconds, (double)ops / seconds,
-           (double)(ops * opt.bs) / seconds, percentile_us(ops_at, 0.5), percentile_us(ops_at, 0.99),
-           percentile_us(flush_at, 0.5), percentile_us(flush_at, 0.99), server, server * each, own * each);
+           (double)(ops * opt.bs) / seconds, percentile_us(false, 0.5), percentile_us(false, 0.99),
+           percentile_us(true, 0.5), percentile_us(true, 0.99), server, server * each, own * each);
 }
 
 int main(int argc, char **argv)

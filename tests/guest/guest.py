@@ -21,8 +21,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 CACHE = os.environ.get("SHARDCOW_GUEST") or os.path.join(
     os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "shardcow-guest")
 ROOT = os.path.join(CACHE, "debian13")
-NEEDS = {"uml": ("linux-uml", "initramfs.cpio"),
-         "qemu": ("vmlinuz", "initramfs.cpio", "debian13/usr/bin/qemu-system-x86_64")}
+NEEDS = {"uml": ("linux-uml", "guest.cpio"),
+         "qemu": ("vmlinuz", "guest.cpio", "debian13/usr/bin/qemu-system-x86_64")}
 START_SECONDS = 20
 STOP_SECONDS = 120
 
@@ -215,7 +215,7 @@ def boot(front, sockets, job, queues=1, cpus=None, mib=1024, timeout=300, folder
     with tempfile.TemporaryDirectory(prefix="guest-", dir=folder) as scratch, tempfile.TemporaryFile() as output:
         initrd = os.path.join(scratch, "initrd")
         with open(initrd, "wb") as f:
-            f.write(read_bytes(os.path.join(CACHE, "initramfs.cpio")) + cpio(job.files))
+            f.write(read_bytes(os.path.join(CACHE, "guest.cpio")) + cpio(job.files))
         if front == "uml":
             # Its memory is a file, which the server maps; HOME has its sockets.
             argv = uml_command(sockets, cpus, mib, initrd)

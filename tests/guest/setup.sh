@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 #
-# tests/guest/setup.sh          make what guest tests and perf/vhost.py need; as root, about 15 minutes, 5 GB
+# tests/guest/setup.sh          make what guest tests and perf/vhost.py need; as root, about 15 minutes, 2 GB
 # tests/guest/setup.sh PIECE... only these: root, uml, kernel, initramfs
 #
 # All of it goes to $SHARDCOW_GUEST (default: ~/.cache/shardcow-guest):
@@ -9,7 +9,7 @@
 #   debian13/       a Debian 13 root with libblkio, QEMU of its backports, compilers, the guests' programs
 #   linux-uml       User Mode Linux, SMP, with virtio_uml: a guest that boots in a second and needs no KVM
 #   vmlinuz         Debian's kernel for virtual machines, its modules in modules/: for QEMU
-#   initramfs.cpio  what both kernels boot into
+#   guest.cpio      what both kernels boot into
 #
 # A piece that is there is left alone; remove it to have it made again. $DEBIAN_MIRROR names another mirror.
 set -eu
@@ -128,13 +128,13 @@ make_kernel() {
 }
 
 make_initramfs() {
-    [ ! -e "$G/initramfs.cpio" ] || return 0
+    [ ! -e "$G/guest.cpio" ] || return 0
     say "an initramfs"
     new_work
     cp "$here/initramfs.sh" "$here/guest_init.sh" "$work/"
     [ ! -d "$G/modules" ] || cp -r "$G/modules" "$work/modules"
     inside bash "$inner/initramfs.sh" "$inner/out.cpio"
-    mv "$work/out.cpio" "$G/initramfs.cpio"
+    mv "$work/out.cpio" "$G/guest.cpio"
 }
 
 [ "$(id -u)" = 0 ] || {

@@ -66,6 +66,8 @@ class Tests:
         # A short path: sockets' are limited to some hundred characters.
         self.socket = os.path.join(sockets, "disk")
         self.sizes = Sizes(options)
+        # Small clusters make many tables of the same disk.
+        self.cluster = 65536 if options.quick else rng.choice((4096, 65536, 65536, MIB))
         self.image = os.path.join(scratch, "disk.qcow2")
         self.raw = os.path.join(scratch, "disk.raw")
 
@@ -128,10 +130,11 @@ class Tests:
 
     def mixed(self, front, queues):
         """Everything at once, a second boot, the host."""
-        name, sizes = f"{front}, {queues} queues", self.sizes
+        name, sizes = f"{front}, {queues} queues, clusters of {self.cluster}", self.sizes
         parts = partitions(sizes)
         write_raw_disk(self.raw, parts)
-        must(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", self.raw, self.image])
+        must(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", f"cluster_size={self.cluster}", self.raw,
+              self.image])
         settings = {"SEED": self.rng.randrange(1 << 32), "THREADS": 4 if self.options.quick else 2 * max(queues, 4),
                     "ROUNDS": sizes.rounds, "OPS": sizes.ops, "FILE_BYTES": sizes.file,
                     # Starting programs is what emulation is slow at.
@@ -178,12 +181,13 @@ class Tests:
         return base
 
     def overlay(self, front, queues):
-        name, sizes = f"{front}, overlay, {queues} queues", self.sizes
+        name, sizes = f"{front}, overlay, {queues} queues, clusters of {self.cluster}", self.sizes
         part3 = 16 * sizes.fio + 64 * MIB
         parts = [(MIB, sizes.part), (MIB + sizes.part, MIB), (2 * MIB + sizes.part, part3)]
         base = self.make_base(parts)
         before = harness.sha(base)
-        must(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", self.image])
+        must(["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"cluster_size={self.cluster}", "-b", base, "-F",
+              "qcow2", self.image])
         settings = {"SEED": self.rng.randrange(1 << 31), "JOB_BYTES": sizes.fio, "TREES": sizes.copies}
         with self.server(queues) as server:
             first = self.boot(f"{name}: load", front, queues, server, "job_overlay.sh", settings)
