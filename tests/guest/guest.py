@@ -64,16 +64,18 @@ def listens(path):
     with open("/proc/net/unix") as table:
         for line in table:
             fields = line.split()
-            if len(fields) == 8 and fields[7] == path and int(fields[3], 16) & accepting:
+            # shardcow renames its socket once it listens; the kernel keeps the first name.
+            if len(fields) == 8 and fields[7] in (path, path + ".new") and int(fields[3], 16) & accepting:
                 return True
     return False
 
 
 class Server:
     """A process that serves an image at a socket. kind: "shardcow"; "qsd", qemu-storage-daemon; "qsd11", that
-    of the Debian 13 root."""
+    of the Debian 13 root. aio: how QEMU does I/O. With io_uring QEMU 11.1 gives up on a queue when a kick was
+    taken already ("kick eventfd_read(): Resource temporarily unavailable"), and guests see I/O errors."""
 
-    def __init__(self, kind, image, socket, queues, shardcow=None, aio="io_uring"):
+    def __init__(self, kind, image, socket, queues, shardcow=None, aio="native"):
         self.kind, self.socket, self.env = kind, socket, None
         if kind == "shardcow":
             self.argv = [shardcow, "serve", "--vhost-user-blk", socket, "--queues", str(queues), image]

@@ -26,5 +26,7 @@ echo "GUEST-UP $(uname -r) cpus=$(nproc) queues=$(ls /sys/block/vda/mq 2>/dev/nu
 [ "$cache" != "write through" ] || echo "write back" >/sys/block/vda/cache_type
 sh /job.sh </dev/null 2>&1
 echo "GUEST-DONE $?"
+# A job that failed may have left something mounted.
 sync
+umount -a -r 2>/dev/null
 poweroff -f
