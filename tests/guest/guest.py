@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: MIT
+"""Guests for tests: a kernel that boots with vhost-user-blk disks, runs a script, and ends.
+
+Two front ends: "uml", User Mode Linux with virtio_uml, boots in a second; "qemu", emulation with
+vhost-user-blk-pci, is slow, but it is QEMU's front end and a real kernel's PCI driver. Neither needs KVM.
+tests/guest/setup.sh makes what they are made of. Servers of the disks are here too.
+
+Only processes that were started here are killed, by their process groups.
+"""
+
+import os
+import re
+import shlex
+import signal
+import stat
+import subprocess
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+CACHE = os.environ.get("SHARDCOW_GUEST") or os.path.join(
+    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "shardcow-guest")
+ROOT = os.path.join(CACHE, "debian13")
+NEEDS = {"uml": ("linux-uml", "guest.cpio"),
+         "qemu": ("vmlinuz", "guest.cpio", "debian13/usr/bin/qemu-system-x86_64")}
+START_SECONDS = 20
+STOP_SECONDS = 120
+
+
+def missing(front):
+    """Why a front end cannot be used; None when it can."""
+    for name in NEEDS[front]:
+        if not os.path.exists(os.path.join(CACHE, name)):
+            return f"no {name} in {CACHE}: run tests/guest/setup.sh"
+    return None
+
+
+def from_root(program):
+    """A command line that runs a program of the Debian 13 root, with its libraries, outside of it."""
+    libraries = os.path.join(ROOT, "usr/lib/x86_64-linux-gnu")
+    return [os.path.join(ROOT, "usr/lib64/ld-linux-x86-64.so.2"), "--library-path", libraries,
+            os.path.join(ROOT, "usr/bin", program)]
+
+
+def root_environment():
+    """Where QEMU of the root finds its modules."""
+    return dict(os.environ, LC_ALL="C", QEMU_MODULE_DIR=os.path.join(ROOT, "usr/lib/x86_64-linux-gnu/qemu"))
+
+
+# ---- processes -----------------------------------------------------------------------------------------
+
+def end_group(process):
+    """Kill what start_new_session put into one group, and wait."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def listens(path):
+    """Something listens at the path. Connecting would take the server's only place."""
+    accepting = 0x10000
+    with open("/proc/net/unix") as table:
+        for line in table:
+            fields = line.split()
+            # shardcow renames its socket once it listens; the kernel keeps the first name.
+            if len(fields) == 8 and fields[7] in (path, path + ".new") and int(fields[3], 16) & accepting:
+                return True
+    return False
+
+
+class Server:
+    """A process that serves an image at a socket. kind: "shardcow"; "qsd", qemu-storage-daemon; "qsd11", that
+    of the Debian 13 root. aio: how QEMU does I/O. With io_uring QEMU 11.1 gives up on a queue when a kick was
+    taken already ("kick eventfd_read(): Resource temporarily unavailable"), and guests see I/O errors."""
+
+    def __init__(self, kind, image, socket, queues, shardcow=None, aio="native"):
+        self.kind, self.socket, self.env = kind, socket, None
+        if kind == "shardcow":
+            self.argv = [shardcow, "serve", "--vhost-user-blk", socket, "--queues", str(queues), image]
+        else:
+            program = from_root("qemu-storage-daemon") if kind == "qsd11" else ["qemu-storage-daemon"]
+            file = f"driver=file,node-name=f,filename={image},discard=unmap,cache.direct=on,aio={aio}"
+            export = f"type=vhost-user-blk,id=e,node-name=q,writable=on,num-queues={queues},iothread=t"
+            self.argv = [*program, "--blockdev", file, "--blockdev", "driver=qcow2,node-name=q,file=f,discard=unmap",
+                         "--object", "iothread,id=t", "--export", f"{export},addr.type=unix,addr.path={socket}"]
+            self.env = root_environment() if kind == "qsd11" else None
+        self.errors = tempfile.TemporaryFile()
+        self.process = None
+
+    def __enter__(self):
+        if os.path.exists(self.socket):
+            os.unlink(self.socket)
+        self.process = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=self.errors,
+                                        stderr=self.errors, env=self.env, start_new_session=True)
+        until = time.monotonic() + START_SECONDS
+        while not listens(self.socket):
+            if self.process.poll() is not None or time.monotonic() > until:
+                end_group(self.process)
+                raise RuntimeError(f"{shlex.join(self.argv)}\ndoes not serve: {self.said()}")
+            time.sleep(0.02)
+        return self
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def said(self):
+        self.errors.seek(0)
+        return self.errors.read().decode("latin-1")
+
+    def kill(self):
+        end_group(self.process)
+
+    def stop(self):
+        """SIGTERM, then wait. What is wrong with how it ended, or with what it said; "" when all is well."""
+        code = self.process.poll()
+        if code is not None:
+            return f"the server ended by itself, exit code {code}\n{self.said()}"
+        self.process.terminate()
+        try:
+            code = self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            end_group(self.process)
+            return f"the server does not end\n{self.said()}"
+        # qemu-storage-daemon notes that the guest has gone.
+        loud = self.said() if self.kind == "shardcow" else ""
+        return "" if code == 0 and not loud else f"exit code {code}\n{self.said()}"
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            end_group(self.process)
+        self.errors.close()
+
+
+# ---- an initramfs for a job ----------------------------------------------------------------------------
+
+def cpio_entry(name, mode, data, number):
+    fields = [number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0]
+    head = b"070701" + b"".join(b"%08X" % f for f in fields) + name.encode() + b"\0"
+    return head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
+
+
+def cpio(files):
+    """An archive of regular files: {name: (bytes, executable)}. The kernel lays it over the one before it."""
+    out = [cpio_entry(name, stat.S_IFREG | (0o755 if executable else 0o644), data, number)
+           for number, (name, (data, executable)) in enumerate(sorted(files.items()), 1)]
+    return b"".join(out) + cpio_entry("TRAILER!!!", 0, b"", 0)
+
+
+def read_bytes(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+class Job:
+    """What a guest is to do: scripts of this folder, with settings as variables, programs, other files."""
+
+    def __init__(self, script, settings=(), programs=(), scripts=()):
+        lines = ["#!/bin/sh", *(f"export {k}={shlex.quote(str(v))}" for k, v in dict(settings).items()),
+                 f". /{script}", ""]
+        self.files = {"job.sh": ("\n".join(lines).encode(), True)}
+        for name in (script, *scripts):
+            self.files[name] = (read_bytes(os.path.join(HERE, name)), True)
+        for name, path in dict(programs).items():
+            self.files[f"usr/bin/{name}"] = (read_bytes(path), True)
+
+
+# ---- guests --------------------------------------------------------------------------------------------
+
+class Console:
+    """What a guest left. status: the script's exit status; None when it did not come to an end."""
+
+    def __init__(self, argv, text, seconds, late):
+        self.argv, self.text, self.seconds, self.late = argv, text, seconds, late
+        done = re.search(r"^GUEST-DONE (\d+)", text, re.M)
+        self.status = int(done.group(1)) if done else None
+        # What the driver found out about the disk.
+        up = re.search(r"^GUEST-UP .*queues=(\d+) cache=(.*)$", text, re.M)
+        self.queues, self.cache = (int(up.group(1)), up.group(2)) if up else (None, None)
+
+    def facts(self):
+        """{name: value} of the lines FACT NAME VALUE."""
+        return dict(re.findall(r"^FACT (\S+) (.*)$", self.text, re.M))
+
+    def __str__(self):
+        how = "ran out of time" if self.late else f"status {self.status}"
+        return f"{how} after {self.seconds:.0f} s\n" + "\n".join(self.text.splitlines()[-35:])
+
+
+def uml_command(sockets, cpus, mib, initrd):
+    disks = [f"virtio_uml.device={socket}:2" for socket in sockets]
+    return [os.path.join(CACHE, "linux-uml"), f"mem={mib}M", f"initrd={initrd}", f"ncpus={cpus}",
+            "con=null", "con0=null,fd:1", "con1=null", "ssl=null", "root=/dev/ram0", "quiet", "panic=-1",
+            "seccomp=on", *disks]
+
+
+def qemu_command(sockets, cpus, mib, initrd, queues):
+    data = os.path.join(ROOT, "usr/share")
+    argv = [*from_root("qemu-system-x86_64"), "-L", f"{data}/qemu", "-L", f"{data}/seabios",
+            "-nodefaults", "-no-user-config", "-no-reboot",
+            "-display", "none", "-serial", "stdio", "-monitor", "none",
+            "-M", "q35,memory-backend=mem", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", str(cpus),
+            "-m", str(mib), "-object", f"memory-backend-memfd,id=mem,size={mib}M,share=on",
+            "-kernel", os.path.join(CACHE, "vmlinuz"), "-initrd", initrd,
+            "-append", "console=ttyS0 quiet panic=-1 nokaslr mitigations=off"]
+    for n, socket in enumerate(sockets):
+        argv += ["-chardev", f"socket,id=c{n},path={socket}",
+                 "-device", f"vhost-user-blk-pci,chardev=c{n},num-queues={queues}"]
+    return argv
+
+
+def boot(front, sockets, job, queues=1, cpus=None, mib=1024, timeout=300, folder=None):
+    """Boot, run the job, wait for the end. Returns a Console."""
+    cpus = cpus or queues
+    with tempfile.TemporaryDirectory(prefix="guest-", dir=folder) as scratch, tempfile.TemporaryFile() as output:
+        initrd = os.path.join(scratch, "initrd")
+        with open(initrd, "wb") as f:
+            f.write(read_bytes(os.path.join(CACHE, "guest.cpio")) + cpio(job.files))
+        if front == "uml":
+            # Its memory is a file, which the server maps; HOME has its sockets.
+            argv = uml_command(sockets, cpus, mib, initrd)
+            env = dict(os.environ, TMPDIR="/dev/shm", HOME=scratch)
+        else:
+            argv, env = qemu_command(sockets, cpus, mib, initrd, queues), root_environment()
+        start = time.monotonic()
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                                   env=env, cwd=scratch, start_new_session=True)
+        try:
+            process.wait(timeout)
+            late = False
+        except subprocess.TimeoutExpired:
+            late = True
+        finally:
+            end_group(process)
+        output.seek(0)
+        text = output.read().decode("latin-1").replace("\r", "")
+        return Console(argv, text, time.monotonic() - start, late)
