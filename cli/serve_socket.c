@@ -62,7 +62,7 @@ int serve_listen(const char *path)
         r = check_path(path, &a);
     if (r < 0)
         return r;
-    strcat(a.sun_path, NEW_SUFFIX);
+    memcpy(a.sun_path + strlen(path), NEW_SUFFIX, sizeof NEW_SUFFIX);
     (void)unlink(a.sun_path);
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0 || bind(fd, (const struct sockaddr *)&a, sizeof a) < 0 || listen(fd, 8) < 0 ||
