@@ -89,6 +89,8 @@ struct slot *slice_cache_insert(struct slice_cache *c, slot_cell *cell, const vo
     if (old) {
         atomic_store_explicit(old, NULL, memory_order_release);
         c->evictions++;
+    } else {
+        c->resident++;
     }
     atomic_store_explicit(&slot->seq, seq + 1, memory_order_relaxed);
     atomic_thread_fence(memory_order_release); /* seq is odd before any entry changes */

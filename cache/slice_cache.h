@@ -29,6 +29,7 @@ struct slice_cache {
     uint32_t slot_count;
     uint32_t slice_bytes; /* room of each slot */
     uint32_t hand;
+    uint32_t resident; /* slots that hold a slice */
     uint64_t evictions;
 };
 

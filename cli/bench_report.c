@@ -2,12 +2,11 @@
 #include "cli/bench_report.h"
 #include "cli/command.h"
 #include "cli/json.h"
+#include "cli/json_counters.h"
 #include "cli/units.h"
 
 #include <stdio.h>
 #include <stdlib.h>
-
-#define LATENCY_TEXT_BYTES 24
 
 /* ---- figures ---- */
 
@@ -88,30 +87,17 @@ static void request_latency(const struct bench_result *r, struct histogram *ret)
     histogram_merge(ret, &r->latency[BENCH_KIND_WRITE]);
 }
 
-static const char *latency_text(char buf[LATENCY_TEXT_BYTES], double ns)
-{
-    if (ns < 1e3)
-        snprintf(buf, LATENCY_TEXT_BYTES, "%.0f ns", ns);
-    else if (ns < 1e6)
-        snprintf(buf, LATENCY_TEXT_BYTES, "%.*f us", ns < 1e4 ? 2 : ns < 1e5 ? 1 : 0, ns / 1e3);
-    else if (ns < 1e9)
-        snprintf(buf, LATENCY_TEXT_BYTES, "%.*f ms", ns < 1e7 ? 2 : ns < 1e8 ? 1 : 0, ns / 1e6);
-    else
-        snprintf(buf, LATENCY_TEXT_BYTES, "%.2f s", ns / 1e9);
-    return buf;
-}
-
 static void print_latency(const char *title, const struct histogram *h)
 {
     static const struct {
         const char *name;
         double q;
     } points[] = {{"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}, {"p99.9", 0.999}};
-    char text[LATENCY_TEXT_BYTES];
-    printf("  %-12smean %s", title, latency_text(text, histogram_mean(h)));
+    char text[UNITS_TEXT_BYTES];
+    printf("  %-12smean %s", title, units_latency(text, histogram_mean(h)));
     for (size_t i = 0; i < sizeof(points) / sizeof(points[0]); i++)
-        printf(", %s %s", points[i].name, latency_text(text, (double)histogram_quantile(h, points[i].q)));
-    printf(", max %s\n", latency_text(text, (double)h->max));
+        printf(", %s %s", points[i].name, units_latency(text, (double)histogram_quantile(h, points[i].q)));
+    printf(", max %s\n", units_latency(text, (double)h->max));
 }
 
 static void print_counters(const struct scow_counters *c)
@@ -199,13 +185,13 @@ static void print_ratio(const struct bench_row *row)
 static void print_table_row(const struct bench_report *report, const struct bench_row *row)
 {
     const struct bench_result *const r = &row->result;
-    char iops[UNITS_TEXT_BYTES], each[UNITS_TEXT_BYTES], raw[UNITS_TEXT_BYTES], p99[LATENCY_TEXT_BYTES];
+    char iops[UNITS_TEXT_BYTES], each[UNITS_TEXT_BYTES], raw[UNITS_TEXT_BYTES], p99[UNITS_TEXT_BYTES];
     struct histogram latency;
     request_latency(r, &latency);
     printf("%6u %12s %9.2f %12s %10.0f %10.0f %10s", r->queue_count,
            units_count(iops, (uint64_t)(r->iops + 0.5)), bench_row_speedup(report, row),
            units_count(each, (uint64_t)(r->iops / r->queue_count + 0.5)), per_op(r->queue_cpu_ns, r->ops),
-           per_op(r->process_cpu_ns, r->ops), latency_text(p99, (double)histogram_quantile(&latency, 0.99)));
+           per_op(r->process_cpu_ns, r->ops), units_latency(p99, (double)histogram_quantile(&latency, 0.99)));
     if (row->compared) {
         const struct bench_spread s = bench_row_ratio(row);
         printf(" %12s   %.4f  %.4f-%.4f  %.4f-%.4f", units_count(raw, (uint64_t)(row->raw.iops + 0.5)),
@@ -269,36 +255,6 @@ static json_t *json_latency(const struct histogram *h)
     return o;
 }
 
-static json_t *json_counters(const struct scow_counters *c)
-{
-    json_t *const o = json_object();
-    json_put(o, "requests", json_count(c->requests));
-    json_put(o, "bytes", json_count(c->bytes));
-    json_put(o, "hits", json_count(c->hits));
-    json_put(o, "misses", json_count(c->misses));
-    json_put(o, "zeros", json_count(c->zeros));
-    json_put(o, "backing", json_count(c->backing));
-    json_put(o, "inflates", json_count(c->inflates));
-    json_put(o, "inflate-hits", json_count(c->inflate_hits));
-    json_put(o, "bounces", json_count(c->bounces));
-    json_put(o, "ios", json_count(c->ios));
-    json_put(o, "starved", json_count(c->starved));
-    json_put(o, "slice-loads", json_count(c->slice_loads));
-    json_put(o, "slice-coalesced", json_count(c->slice_coalesced));
-    json_put(o, "slice-evictions", json_count(c->slice_evictions));
-    json_put(o, "writes-in-place", json_count(c->writes_in_place));
-    json_put(o, "writes-at-shard", json_count(c->writes_at_shard));
-    json_put(o, "flushes-alone", json_count(c->flushes_alone));
-    json_put(o, "flushes-joined", json_count(c->flushes_joined));
-    json_put(o, "clusters-allocated", json_count(c->clusters_allocated));
-    json_put(o, "cow-bytes", json_count(c->cow_bytes));
-    json_put(o, "commits", json_count(c->commits));
-    json_put(o, "syncs", json_count(c->syncs));
-    json_put(o, "slice-writes", json_count(c->slice_writes));
-    json_put(o, "leases", json_count(c->leases));
-    return o;
-}
-
 /* One kind of request beside the others. */
 static void json_put_kind(json_t *o, const char *name, const struct histogram *h)
 {
@@ -340,7 +296,7 @@ static json_t *json_row(const struct bench_report *report, const struct bench_ro
 {
     json_t *const o = json_result(&row->result);
     if (report->info)
-        json_put(o, "counters", json_counters(&row->result.counters));
+        json_put(o, "counters", json_work(&row->result.counters));
     if (report->scale)
         json_put(o, "speedup", json_real(bench_row_speedup(report, row)));
     if (!row->compared)

@@ -3,19 +3,23 @@
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #include "shardcow.h"
 #include "cli/arguments.h"
 #include "cli/command.h"
+#include "cli/control_client.h"
+#include "cli/json.h"
 #include "cli/open_args.h"
 #include "cli/sectors.h"
 #include "cli/units.h"
 
-enum { ARG_SHRINK = ARG_LONG, ARG_PREALLOCATION };
+enum { ARG_SHRINK = ARG_LONG, ARG_PREALLOCATION, ARG_CONTROL };
 
 static const struct argument specs[] = {
     {ARG_SHRINK, "shrink", NULL, "allow a size below the present one: what lies beyond is lost"},
     {ARG_PREALLOCATION, "preallocation", "MODE", "of the space that is added: off, the only one"},
+    {ARG_CONTROL, "control", "SOCKET", "instead of FILE: the disk of the server with this control socket"},
     {'q', "quiet", NULL, "print errors only"},
     OPEN_ARGUMENT_FORMAT,
     OPEN_ARGUMENT_CACHE('t'),
@@ -25,18 +29,20 @@ static const struct argument specs[] = {
 
 static const struct usage usage = {
     .command = "resize",
-    .synopsis = "[OPTION]... FILE [+|-]SIZE",
+    .synopsis = "[OPTION]... FILE|--control SOCKET [+|-]SIZE",
     .text =
         "Change the size of the disk in an image: to SIZE, or by SIZE with a sign in front. Space that is\n"
         "added reads as zeros. The partitions and filesystems on the disk are the guest's to adapt.\n",
     .specs = specs,
     .examples = "  shardcow resize disk.qcow2 +10G\n"
-                "  shardcow resize --shrink disk.qcow2 8G\n",
+                "  shardcow resize --shrink disk.qcow2 8G\n"
+                "  shardcow resize --control /run/disk.control +10G\n",
 };
 
 struct resize_args {
     struct open_args open;
-    const char *path;
+    const char *path; /* of the image, or of the control socket */
+    bool control;
     char sign; /* '+', '-' or 0: the size itself */
     uint64_t bytes;
     bool shrink, quiet;
@@ -103,6 +109,9 @@ static int resize_image(struct resize_args *resize)
 
     options.open_child = scow_open_child_any;
     err = open_image(resize->path, &options, &image);
+    if (err == -EAGAIN)
+        command_hint(
+            "if 'shardcow serve --control SOCKET' is that program: shardcow resize --control SOCKET");
     if (err)
         return err;
     err = new_size(resize, scow_size(image), &bytes);
@@ -117,6 +126,54 @@ static int resize_image(struct resize_args *resize)
     if (!resize->quiet)
         printf("Image resized.\n");
     return 0;
+}
+
+/* The size that a server's disk has. */
+static int served_size(const struct resize_args *resize, int fd, uint64_t *ret_bytes)
+{
+    json_t *const request = json_object();
+    const json_t *size;
+    json_t *answer;
+    int err = 0;
+
+    json_put(request, "command", json_text("stats"));
+    answer = control_ask(fd, resize->path, request);
+    if (!answer)
+        return -EIO;
+    size = json_object_get(json_object_get(answer, "image"), "virtual-size");
+    if (!json_is_integer(size)) {
+        command_error(resize->path, "the answer is not a server's");
+        err = -EIO;
+    }
+    *ret_bytes = (uint64_t)json_integer_value(size);
+    json_decref(answer);
+    return err;
+}
+
+static int resize_served(const struct resize_args *resize)
+{
+    const int fd = control_connect(resize->path);
+    json_t *request, *answer;
+    uint64_t bytes;
+    int err;
+
+    if (fd < 0)
+        return fd;
+    err = served_size(resize, fd, &bytes);
+    if (!err)
+        err = new_size(resize, bytes, &bytes);
+    if (!err) {
+        request = json_object();
+        json_put(request, "command", json_text("resize"));
+        json_put(request, "size", json_count(bytes));
+        answer = control_ask(fd, resize->path, request);
+        err = answer ? 0 : -EIO;
+        json_decref(answer);
+    }
+    close(fd);
+    if (!err && !resize->quiet)
+        printf("Disk resized.\n");
+    return err;
 }
 
 static int take_option(struct resize_args *resize, struct arguments *args, int key)
@@ -134,6 +191,10 @@ static int take_option(struct resize_args *resize, struct arguments *args, int k
             return 0;
         arguments_error(args, "--preallocation: only off is possible when an image grows");
         return -1;
+    case ARG_CONTROL:
+        resize->path = args->value;
+        resize->control = true;
+        return 0;
     case 'q':
         resize->quiet = true;
         return 0;
@@ -156,10 +217,13 @@ int command_resize(int argc, char **argv)
             return args.exit_code;
     if (key < 0)
         return args.exit_code;
-    if (args.operand_count != 1 || !size_index)
-        return arguments_error(&args, "expecting an image file name and a size");
+    if (args.operand_count != !resize.control || !size_index)
+        return arguments_error(&args, resize.control ? "expecting a size"
+                                                     : "expecting an image file name and a size");
     if (take_size(&resize, &args, argv[size_index]) || open_args_write(&resize.open, &args))
         return args.exit_code;
+    if (resize.control)
+        return resize_served(&resize) ? EXIT_FAILED : command_finish_output();
     resize.path = args.operands[0];
     return resize_image(&resize) ? EXIT_FAILED : command_finish_output();
 }

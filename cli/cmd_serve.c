@@ -6,11 +6,15 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/signalfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "shardcow.h"
 #include "cli/arguments.h"
 #include "cli/command.h"
+#include "cli/control_commands.h"
+#include "cli/control_socket.h"
+#include "cli/control_stats.h"
 #include "cli/open_args.h"
 #include "cli/serve_socket.h"
 #include "exports/sandbox.h"
@@ -28,6 +32,7 @@ enum {
     ARG_WRITETHROUGH,
     ARG_PID_FILE,
     ARG_NO_STATS,
+    ARG_CONTROL,
     ARG_SANDBOX,
 };
 
@@ -44,6 +49,7 @@ static const struct argument specs[] = {
     {ARG_WRITETHROUGH, "writethrough", NULL, "every write is durable; the guest cannot turn its cache on"},
     {ARG_PID_FILE, "pid-file", "FILE", "write the process's number there; removed at the end"},
     {ARG_NO_STATS, "no-stats", NULL, "measure no latencies"},
+    {ARG_CONTROL, "control", "SOCKET", "answer 'shardcow stats' and 'shardcow resize' on this Unix socket"},
     {ARG_SANDBOX, "sandbox", "on|off", "give up all system calls that serving needs not; default: on"},
     OPEN_ARGUMENT_FORMAT,
     OPEN_ARGUMENT_CACHE('t'),
@@ -67,8 +73,8 @@ static const struct usage usage = {
 
 struct serve_args {
     struct open_args open;
-    const char *path, *socket_path, *pid_file, *serial;
-    int socket_fd;
+    const char *path, *socket_path, *control_path, *pid_file, *serial;
+    int socket_fd, control_fd;
     uint32_t queues, threads, poll_us;
     bool read_only, writethrough, no_stats, no_sandbox;
 };
@@ -80,14 +86,17 @@ static void print_log(void *ctx, const char *text)
 
 /* ---- serving ---- */
 
-/* Until a signal says stop. */
-static int serve(struct vhost_user_blk *server, int signals)
+/* Until a signal says stop. control may be NULL. */
+static int serve(struct vhost_user_blk *server, struct control *control, int signals)
 {
     for (;;) {
-        struct pollfd fds[] = {{.fd = signals, .events = POLLIN},
-                               {.fd = vhost_user_blk_fd(server), .events = POLLIN}};
+        struct pollfd fds[2 + CONTROL_FDS] = {{.fd = signals, .events = POLLIN},
+                                              {.fd = vhost_user_blk_fd(server), .events = POLLIN}};
 
-        if (poll(fds, sizeof fds / sizeof fds[0], -1) < 0 && errno != EINTR) {
+        if (control)
+            control_poll(control, fds + 2);
+        if (poll(fds, control ? 2 + CONTROL_FDS : 2, control ? control_timeout_ms(control) : -1) < 0 &&
+            errno != EINTR) {
             command_error(NULL, "poll: %s", strerror(errno));
             return -errno;
         }
@@ -95,7 +104,20 @@ static int serve(struct vhost_user_blk *server, int signals)
             return 0;
         if (fds[1].revents)
             vhost_user_blk_ready(server);
+        if (control)
+            control_step(control, fds + 2);
     }
+}
+
+/* NULL in *ret: none is asked for. */
+static int make_control(const struct serve_args *args, struct control_disk *disk, struct control **ret)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    disk->start_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+    *ret = args->control_fd < 0 ? NULL : control_create(args->control_fd, control_command, disk);
+    return args->control_fd < 0 || *ret ? 0 : -ENOMEM;
 }
 
 static int block_signals(int *ret_fd)
@@ -145,7 +167,7 @@ static int enter_sandbox(const struct serve_args *args)
     return r;
 }
 
-static int run_server(const struct serve_args *args, struct scow_image *image, int listen_fd)
+static int run_server(struct serve_args *args, struct scow_image *image, int listen_fd)
 {
     const struct vhost_user_blk_options o = {.listen_fd = listen_fd,
                                              .queues = args->queues,
@@ -157,44 +179,69 @@ static int run_server(const struct serve_args *args, struct scow_image *image, i
                                              .serial = args->serial,
                                              .log = print_log,
                                              .log_ctx = (void *)args->path};
-    struct vhost_user_blk *server;
+    struct control_disk disk = {
+        .path = args->path, .image = image, .read_only = args->read_only, .latencies = !args->no_stats};
+    struct control *control = NULL;
     const char *why;
     int signals, r = block_signals(&signals);
 
     if (r == 0) {
-        r = vhost_user_blk_create(image, &o, &server, &why);
+        r = vhost_user_blk_create(image, &o, &disk.server, &why);
         if (r < 0)
             command_error(args->path, "%s", why);
     }
     if (r < 0)
         return r;
-    r = write_pid_file(args->pid_file);
+    r = make_control(args, &disk, &control);
+    if (r == 0)
+        r = write_pid_file(args->pid_file);
     serve_notify_prepare();
     if (r == 0)
         r = enter_sandbox(args);
     if (r == 0) {
         serve_notify("READY=1");
-        r = serve(server, signals);
+        r = serve(disk.server, control, signals);
         serve_notify("STOPPING=1");
     }
-    vhost_user_blk_destroy(server);
+    control_destroy(control);
+    vhost_user_blk_destroy(disk.server);
     if (args->pid_file)
         (void)unlink(args->pid_file);
     close(signals);
     return r;
 }
 
-/* The socket comes first: who waits for it may connect while the image is being opened. */
-static int serve_image(struct serve_args *args)
+/* Both sockets, or none: 0, or a negative errno. */
+static int open_sockets(struct serve_args *args, int *ret_fd)
 {
-    struct scow_open_options o = args->open.options;
-    struct scow_image *image;
-    int fd = args->socket_fd, r, close_err;
+    int fd = args->socket_fd, r;
 
     if (fd >= 0)
         r = serve_check_fd(fd);
     else
-        r = fd = serve_listen(args->socket_path);
+        r = fd = serve_listen(args->socket_path, SERVE_MODE_DEFAULT);
+    if (r < 0)
+        return r;
+    if (args->control_path) {
+        args->control_fd = serve_listen(args->control_path, SERVE_MODE_PRIVATE);
+        if (args->control_fd < 0) {
+            if (args->socket_path)
+                (void)unlink(args->socket_path);
+            close(fd);
+            return args->control_fd;
+        }
+    }
+    *ret_fd = fd;
+    return 0;
+}
+
+/* The sockets come first: who waits for them may connect while the image is being opened. */
+static int serve_image(struct serve_args *args)
+{
+    struct scow_open_options o = args->open.options;
+    struct scow_image *image;
+    int fd = -1, close_err, r = open_sockets(args, &fd);
+
     if (r < 0)
         return r;
     o.open_child = scow_open_child_any;
@@ -207,6 +254,8 @@ static int serve_image(struct serve_args *args)
     }
     if (args->socket_path)
         (void)unlink(args->socket_path);
+    if (args->control_path)
+        (void)unlink(args->control_path);
     return r;
 }
 
@@ -269,6 +318,9 @@ static int take_option(struct serve_args *serve, struct arguments *args, int key
     case ARG_PID_FILE:
         serve->pid_file = args->value;
         return 0;
+    case ARG_CONTROL:
+        serve->control_path = args->value;
+        return 0;
     case ARG_SANDBOX:
         if (arguments_choice(args, "--sandbox", "on|off", &choice))
             return -1;
@@ -312,7 +364,7 @@ static int settle(struct serve_args *serve, struct arguments *args)
 int command_serve(int argc, char **argv)
 {
     struct arguments args = {.usage = &usage};
-    struct serve_args serve_args = {.socket_fd = -1};
+    struct serve_args serve_args = {.socket_fd = -1, .control_fd = -1};
     int key;
 
     open_args_init(&serve_args.open);

@@ -20,6 +20,7 @@ int command_convert(int argc, char **argv);
 int command_create(int argc, char **argv);
 int command_resize(int argc, char **argv);
 int command_serve(int argc, char **argv);
+int command_stats(int argc, char **argv);
 int command_io(int argc, char **argv);
 int command_bench(int argc, char **argv);
 

@@ -15,6 +15,7 @@ static const struct command commands[] = {
     {"convert", "copy images' content into a qcow2 image, a raw file or a device", command_convert},
     {"resize", "change the size of the disk in an image", command_resize},
     {"serve", "give an image to a hypervisor as a disk", command_serve},
+    {"stats", "what such a server has done since its start", command_stats},
     {"io", "single requests in qemu-io's syntax", command_io},
     {"bench", "measure requests per second and latency", command_bench},
 };

@@ -53,7 +53,7 @@ static int check_path(const char *path, const struct sockaddr_un *a)
 }
 
 /* Under its path once it listens: who sees it can connect. */
-int serve_listen(const char *path)
+int serve_listen(const char *path, unsigned mode)
 {
     struct sockaddr_un a;
     int fd, r = address(path, &a);
@@ -62,11 +62,12 @@ int serve_listen(const char *path)
         r = check_path(path, &a);
     if (r < 0)
         return r;
-    strcat(a.sun_path, NEW_SUFFIX);
+    memcpy(a.sun_path + strlen(path), NEW_SUFFIX, sizeof NEW_SUFFIX);
     (void)unlink(a.sun_path);
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0 || bind(fd, (const struct sockaddr *)&a, sizeof a) < 0 || listen(fd, 8) < 0 ||
-        rename(a.sun_path, path) < 0) {
+    /* The path gets the mode that the socket has at that moment, less the umask. */
+    if (fd < 0 || fchmod(fd, mode) < 0 || bind(fd, (const struct sockaddr *)&a, sizeof a) < 0 ||
+        listen(fd, 8) < 0 || rename(a.sun_path, path) < 0) {
         r = -errno;
         (void)unlink(a.sun_path);
         command_error(path, "cannot listen: %s", strerror(-r));

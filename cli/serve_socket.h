@@ -6,7 +6,9 @@
 /* A listening Unix socket at path. What a server that was killed left behind is replaced; a path that
  * somebody answers on, or that is no socket, is not. A descriptor, or a negative errno with the error
  * reported. */
-int serve_listen(const char *path);
+int serve_listen(const char *path, unsigned mode);
+#define SERVE_MODE_DEFAULT 0777u /* what the umask leaves of it may connect */
+#define SERVE_MODE_PRIVATE 0600u /* its owner alone */
 
 /* The first descriptor that a service manager has handed over (sd_listen_fds(3)); -1: none. */
 int serve_activated_fd(void);

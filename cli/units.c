@@ -106,6 +106,19 @@ char *units_count(char buf[UNITS_TEXT_BYTES], uint64_t count)
     return buf;
 }
 
+char *units_latency(char buf[UNITS_TEXT_BYTES], double ns)
+{
+    if (ns < 1e3)
+        snprintf(buf, UNITS_TEXT_BYTES, "%.0f ns", ns);
+    else if (ns < 1e6)
+        snprintf(buf, UNITS_TEXT_BYTES, "%.*f us", ns < 1e4 ? 2 : ns < 1e5 ? 1 : 0, ns / 1e3);
+    else if (ns < 1e9)
+        snprintf(buf, UNITS_TEXT_BYTES, "%.*f ms", ns < 1e7 ? 2 : ns < 1e8 ? 1 : 0, ns / 1e6);
+    else
+        snprintf(buf, UNITS_TEXT_BYTES, "%.2f s", ns / 1e9);
+    return buf;
+}
+
 char *units_duration(char buf[UNITS_TEXT_BYTES], uint64_t seconds)
 {
     if (seconds >= 3600)

@@ -20,6 +20,9 @@ char *units_size(char buf[UNITS_TEXT_BYTES], uint64_t bytes);
 /* "12,345,678" */
 char *units_count(char buf[UNITS_TEXT_BYTES], uint64_t count);
 
+/* "85 ns", "12.3 us", "1.05 ms" */
+char *units_latency(char buf[UNITS_TEXT_BYTES], double ns);
+
 /* "1:02:03" or "4:05" */
 char *units_duration(char buf[UNITS_TEXT_BYTES], uint64_t seconds);
 

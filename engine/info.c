@@ -90,6 +90,28 @@ SCOW_PUBLIC int scow_get_info(const struct scow_image *image, struct scow_info *
     return 0;
 }
 
+/* Epochs that the slowest submitter is behind: what keeps freed clusters from being reused. */
+static uint64_t queue_epoch_lag(const struct scow_queue *q, uint64_t now)
+{
+    const uint64_t seen = atomic_load_explicit(&q->epoch.seen, memory_order_relaxed);
+
+    if (seen != EPOCH_OFFLINE && seen < now)
+        return now - seen;
+    return atomic_load_explicit(&q->epoch.in_flight[(now - 1) & 1], memory_order_relaxed) ? 1 : 0;
+}
+
+/* All queues, the shards' readers too. Under lock. */
+static void add_epochs(const struct scow_image *im, struct scow_counters *sum)
+{
+    sum->epoch = atomic_load_explicit(&im->clock.now, memory_order_relaxed);
+    for (uint32_t i = 0; i < atomic_load_explicit(&im->queues_end, memory_order_relaxed); i++) {
+        const struct scow_queue *q = atomic_load_explicit(&im->queues[i], memory_order_relaxed);
+
+        if (q)
+            sum->epoch_lag = MAX(sum->epoch_lag, queue_epoch_lag(q, sum->epoch));
+    }
+}
+
 SCOW_PUBLIC int scow_counters(const struct scow_image *image, struct scow_counters *ret)
 {
     struct scow_image *im = (struct scow_image *)image; /* for the lock only */
@@ -124,7 +146,37 @@ SCOW_PUBLIC int scow_counters(const struct scow_image *image, struct scow_counte
         sum.freed_punched = counter_get(&a->punched);
         sum.freed_skipped = counter_get(&a->skipped);
     }
+    add_epochs(im, &sum);
     pthread_mutex_unlock(&im->lock);
     result_give(ret, &sum, sizeof sum);
+    return 0;
+}
+
+SCOW_PUBLIC int scow_shard_counters(const struct scow_image *image, uint32_t shard,
+                                    struct scow_shard_counters *ret)
+{
+    struct scow_image *im = (struct scow_image *)image; /* for the lock only */
+    struct scow_shard_counters c = SCOW_SHARD_COUNTERS_INIT;
+
+    if (shard >= image->shard_count)
+        return error_set(-ERANGE, "shard %" PRIu32 ": there are %" PRIu32, shard, image->shard_count);
+    pthread_mutex_lock(&im->lock);
+    if (im->running) {
+        const struct shard *s = &im->shards[shard];
+
+        c.slice_loads = counter_get(&s->loads_count);
+        c.slice_coalesced = counter_get(&s->coalesced);
+        c.slice_evictions = counter_get(&s->evictions);
+        c.writes = counter_get(&s->ops_count);
+        c.clusters_allocated = counter_get(&s->allocated);
+        c.cow_bytes = counter_get(&s->cow_bytes);
+        c.slice_writes = counter_get(&s->slice_writes);
+        c.slots = s->cache.slot_count;
+        c.slots_resident = counter_get(&s->slots_resident);
+        c.slots_dirty = counter_get(&s->slots_dirty);
+        c.lease_clusters = counter_get(&s->lease_clusters);
+    }
+    pthread_mutex_unlock(&im->lock);
+    result_give(ret, &c, sizeof c);
     return 0;
 }

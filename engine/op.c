@@ -46,6 +46,7 @@ void op_submit(struct shard *s, struct request *r)
         shard_answer(s, r, s->broken, "the image's backend failed before");
         return;
     }
+    counter_add(&s->ops_count, 1);
     n = list_pop(&s->free_ops);
     if (n)
         op_start(s, container_of(n, struct op, node), r);

@@ -358,6 +358,15 @@ ATTR_COLD static void break_down(struct shard *s, int err)
         shard_copies_lost(s, err);
 }
 
+static void tell_state(struct shard *s)
+{
+    const uint64_t leased = s->lease.clusters + (s->has_spare ? s->spare.clusters : 0);
+
+    atomic_store_explicit(&s->slots_resident, s->cache.resident, memory_order_relaxed);
+    atomic_store_explicit(&s->slots_dirty, s->cache.dirty_count, memory_order_relaxed);
+    atomic_store_explicit(&s->lease_clusters, leased, memory_order_relaxed);
+}
+
 static bool shard_turn(struct loop *loop)
 {
     struct shard *s = container_of(loop, struct shard, loop);
@@ -388,6 +397,8 @@ static bool shard_turn(struct loop *loop)
         allocator_notify(s->image->allocator);
     }
     atomic_store_explicit(&s->waits_for_slot, !list_empty(&s->for_slot), memory_order_relaxed);
+    if (any)
+        tell_state(s);
     if (s->reader && !any)
         epoch_offline(&s->reader->epoch);
     return any;

@@ -105,7 +105,10 @@ struct shard {
     uint32_t copy_count, copies_started, copies_done;
     uint8_t *copy_memory;
 
-    counter allocated, cow_bytes, slice_writes;
+    counter allocated, cow_bytes, slice_writes, ops_count;
+
+    /* What it has now, for statistics: told once a turn. Writer: the shard; readers: any thread. */
+    counter slots_resident, slots_dirty, lease_clusters;
 };
 
 /* What an I/O on the shard's backend is part of: struct io.role. */

@@ -39,10 +39,11 @@ static inline uint32_t blk_write_flags(const struct blk_device *d)
 
 enum blk_kind { BLK_READ, BLK_WRITE, BLK_FLUSH, BLK_DISCARD, BLK_ZEROES, BLK_OTHER, BLK_KINDS };
 
-/* Latencies in steps of a quarter of a power of two, from 1 µs on. */
+/* Latencies in steps of a quarter of a power of two, from 2 µs on; of half a microsecond below. */
 #define BLK_LATENCY_STEPS 104u
 
-/* Written by the queue's worker, read by anybody; relaxed. */
+/* Written by the queue's worker, read by anybody; relaxed. Bytes are those of the disk, of requests without
+ * an error. */
 struct blk_counts {
     _Atomic uint64_t requests[BLK_KINDS];
     _Atomic uint64_t bytes[BLK_KINDS];
@@ -68,7 +69,7 @@ static inline uint32_t blk_latency_step(uint64_t ns)
     return step < BLK_LATENCY_STEPS ? step : BLK_LATENCY_STEPS - 1;
 }
 
-/* The upper end of a step. */
+/* The upper end of a step, which belongs to the next. The last has none. */
 static inline uint64_t blk_latency_ns(uint32_t step)
 {
     if (step < 4)

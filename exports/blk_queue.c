@@ -72,17 +72,29 @@ static void report(struct blk_queue *q, const struct blk_request *r)
     q->unreported = 0;
 }
 
+/* Of the disk, by a request that has succeeded. */
+static uint64_t disk_bytes(const struct blk_request *r)
+{
+    uint64_t sectors = 0;
+
+    if (r->kind == BLK_READ || r->kind == BLK_WRITE)
+        return r->data_bytes;
+    for (uint32_t i = 0; i < r->segment_count; i++)
+        sectors += r->segments[i].num_sectors;
+    return sectors * BLK_SECTOR;
+}
+
 static void push(struct blk_queue *q, struct blk_request *r, uint64_t now_ns)
 {
     virtqueue_push(&q->ring, &r->chain, blk_request_written(r));
     blk_count(&q->counts.requests[r->kind], 1);
-    if (r->kind == BLK_READ || r->kind == BLK_WRITE)
-        blk_count(&q->counts.bytes[r->kind], r->data_bytes);
     if (r->error) {
         blk_count(&q->counts.errors[r->kind], 1);
         report(q, r);
+    } else {
+        blk_count(&q->counts.bytes[r->kind], disk_bytes(r));
     }
-    if (q->device->stats)
+    if (q->device->stats && r->start_ns) /* not what was taken while the ring was being stopped */
         blk_count(&q->counts.latency[r->kind][blk_latency_step(now_ns - r->start_ns)], 1);
     r->next = q->free;
     q->free = r;

@@ -13,7 +13,7 @@ struct blk_queue {
     uint32_t request_count;
     struct blk_request *stalled, **stalled_end; /* the engine's queue was full: in order */
     bool has_rings, started, enabled;           /* as the front end says */
-    bool reported;                              /* that it is broken */
+    _Atomic bool reported;                      /* that it is broken; any thread reads it */
     uint64_t report_ns;                         /* when a failed request was last told of */
     uint32_t unreported;                        /* since then */
     struct blk_counts counts;
@@ -38,6 +38,13 @@ static inline bool blk_queue_can_serve(const struct blk_queue *q)
 
 /* Takes at most max requests and submits them. True when there was any. */
 bool blk_queue_serve(struct blk_queue *q, uint32_t max, uint64_t now_ns);
+
+/* Interrupts the guest, where it wants that. */
+static inline void blk_queue_notify(struct blk_queue *q)
+{
+    if (virtqueue_notify(&q->ring))
+        blk_count(&q->counts.interrupts, 1);
+}
 
 /* Again what found the engine's queue full. */
 void blk_queue_retry(struct blk_queue *q, uint64_t now_ns);

@@ -106,7 +106,7 @@ static void notify_guest(struct blk_worker *w)
 {
     for (uint32_t i = 0; i < w->queue_count; i++)
         if (w->queues[i]->has_rings)
-            virtqueue_notify(&w->queues[i]->ring);
+            blk_queue_notify(w->queues[i]);
 }
 
 static bool serve_queues(struct blk_worker *w)

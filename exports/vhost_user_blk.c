@@ -171,7 +171,19 @@ const struct blk_counts *vhost_user_blk_counts(const struct vhost_user_blk *s, u
 
 bool vhost_user_blk_queue_runs(const struct vhost_user_blk *s, uint32_t queue)
 {
-    return s->session.queues[queue].started;
+    return blk_queue_runs(&s->session.queues[queue]);
+}
+
+bool vhost_user_blk_queue_is_broken(const struct vhost_user_blk *s, uint32_t queue)
+{
+    const struct blk_queue *const q = &s->session.queues[queue];
+
+    return blk_queue_runs(q) && q->reported;
+}
+
+uint32_t vhost_user_blk_thread_count(const struct vhost_user_blk *s)
+{
+    return s->session.worker_count;
 }
 
 const struct scow_queue *vhost_user_blk_engine_queue(const struct vhost_user_blk *s, uint32_t queue)

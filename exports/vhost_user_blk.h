@@ -44,15 +44,18 @@ void vhost_user_blk_ready(struct vhost_user_blk *s);
 /* The image has got another size. */
 void vhost_user_blk_resized(struct vhost_user_blk *s);
 
-/* ---- for statistics; any thread ---- */
+/* ---- for statistics; the caller's thread ---- */
 
 bool vhost_user_blk_connected(const struct vhost_user_blk *s);
 bool vhost_user_blk_writethrough(const struct vhost_user_blk *s);
 uint32_t vhost_user_blk_queue_count(const struct vhost_user_blk *s);
 const struct blk_counts *vhost_user_blk_counts(const struct vhost_user_blk *s, uint32_t queue);
-/* Why the guest has broken it; NULL: it is well. */
 bool vhost_user_blk_queue_runs(const struct vhost_user_blk *s, uint32_t queue);
-/* The engine's queue of the worker that serves it: several virtqueues may share one. */
+/* The guest has broken it: nothing is taken from it until it is started anew. */
+bool vhost_user_blk_queue_is_broken(const struct vhost_user_blk *s, uint32_t queue);
+/* Threads; virtqueue i is served by thread i modulo their number. */
+uint32_t vhost_user_blk_thread_count(const struct vhost_user_blk *s);
+/* The engine's queue of the thread that serves a virtqueue: several may share one. */
 const struct scow_queue *vhost_user_blk_engine_queue(const struct vhost_user_blk *s, uint32_t queue);
 
 #endif

@@ -234,7 +234,7 @@ static void set_call(void *arg)
     c->queue->ring.told_valid = false;
     c->queue->ring.told_used--;
     if (c->queue->has_rings && c->queue->started)
-        virtqueue_notify(&c->queue->ring);
+        blk_queue_notify(c->queue);
     else
         c->queue->ring.told_used++;
 }

@@ -260,14 +260,12 @@ static bool is_wanted(struct virtqueue *vq)
     return !valid || vring_need_event(FETCH16(&vq->avail->ring[vq->num]), now, old);
 }
 
-void virtqueue_notify(struct virtqueue *vq)
+bool virtqueue_notify(struct virtqueue *vq)
 {
     const uint64_t one = 1;
 
-    if (vq->told_used == vq->used_idx || !is_wanted(vq))
-        return;
-    if (vq->call_fd >= 0)
-        (void)!write(vq->call_fd, &one, sizeof one);
+    return vq->told_used != vq->used_idx && is_wanted(vq) && vq->call_fd >= 0 &&
+           write(vq->call_fd, &one, sizeof one) == sizeof one;
 }
 
 void virtqueue_want_kicks(struct virtqueue *vq, bool want)

@@ -80,8 +80,8 @@ bool virtqueue_has_work(const struct virtqueue *vq);
 /* Done with it; written bytes of its memory are the device's. The guest sees it, but is not told yet. */
 void virtqueue_push(struct virtqueue *vq, const struct chain *c, uint32_t written);
 
-/* Interrupts the guest if it wants to know of what was pushed since the last time. */
-void virtqueue_notify(struct virtqueue *vq);
+/* Interrupts the guest if it wants to know of what was pushed since the last time. Returns whether it did. */
+bool virtqueue_notify(struct virtqueue *vq);
 
 /* Whether the guest is to kick. After enabling look for work again. */
 void virtqueue_want_kicks(struct virtqueue *vq, bool want);

@@ -601,6 +601,9 @@ struct scow_counters {
     uint64_t freed_pending; /* clusters that wait for a commit, for I/O in flight or for their punch */
     uint64_t freed_punched; /* clusters whose space the host has back */
     uint64_t freed_skipped; /* clusters freed without a punch: none possible, or it failed */
+    /* I/O epochs: what was freed in one is reused two later, once the requests of its time are over. */
+    uint64_t epoch;     /* the present one */
+    uint64_t epoch_lag; /* how far the slowest queue is behind it now */
 };
 
 #define SCOW_COUNTERS_INIT                                                                                   \
@@ -611,6 +614,32 @@ struct scow_counters {
 /* Of one queue (from any thread), and of an image: all its queues, past ones too, and its shards. */
 SCOW_PUBLIC int scow_queue_counters(const struct scow_queue *queue, struct scow_counters *ret);
 SCOW_PUBLIC int scow_counters(const struct scow_image *image, struct scow_counters *ret);
+
+/* Of one shard, the owner of every scow_info.shards-th L2 slice. */
+struct scow_shard_counters {
+    size_t size;
+    uint64_t slice_loads;
+    uint64_t slice_coalesced; /* misses that joined a load in flight */
+    uint64_t slice_evictions;
+    uint64_t writes; /* parts of writes that came to it */
+    uint64_t clusters_allocated;
+    uint64_t cow_bytes;
+    uint64_t slice_writes; /* by commits */
+    /* now */
+    uint64_t slots;          /* slices that its part of the cache has room for */
+    uint64_t slots_resident; /* that hold one */
+    uint64_t slots_dirty;    /* whose slice the next commit writes */
+    uint64_t lease_clusters; /* that it may use without asking the allocator */
+};
+
+#define SCOW_SHARD_COUNTERS_INIT                                                                             \
+    {                                                                                                        \
+        .size = sizeof(struct scow_shard_counters)                                                           \
+    }
+
+/* Any thread. shard counts from 0; -ERANGE past the last. All 0 before the first queue. */
+SCOW_PUBLIC int scow_shard_counters(const struct scow_image *image, uint32_t shard,
+                                    struct scow_shard_counters *ret);
 
 /* ------------------------------------------------------------------------------------------------ */
 /* Where data is                                                                                      */

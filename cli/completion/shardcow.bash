@@ -31,7 +31,7 @@ _shardcow()
 {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
     local command=${COMP_WORDS[1]} program=${COMP_WORDS[0]} values
-    local commands="create info map check dump compare convert resize serve io bench help"
+    local commands="create info map check dump compare convert resize serve stats io bench help"
     local sections="header extensions features l1 l2 reftable refcounts snapshots bitmaps all"
 
     COMPREPLY=()

@@ -391,6 +391,29 @@ static void *press(void *arg)
     return NULL;
 }
 
+/* The image's sums are the shards'. */
+static void check_shards(const struct rig *rig, const struct scow_counters *c)
+{
+    struct scow_info info = SCOW_INFO_INIT;
+    struct scow_shard_counters sum = SCOW_SHARD_COUNTERS_INIT, s = SCOW_SHARD_COUNTERS_INIT;
+
+    cr_assert_eq(scow_get_info(rig->image, &info), 0);
+    for (uint32_t i = 0; i < info.shards; i++) {
+        cr_assert_eq(scow_shard_counters(rig->image, i, &s), 0);
+        cr_assert_leq(s.slots_resident, s.slots);
+        cr_assert_eq(s.slots_dirty + s.writes + s.lease_clusters, 0);
+        sum.slice_loads += s.slice_loads;
+        sum.slice_evictions += s.slice_evictions;
+        sum.slots += s.slots;
+        sum.slots_resident += s.slots_resident;
+    }
+    cr_assert_eq(sum.slice_loads, c->slice_loads);
+    cr_assert_eq(sum.slice_evictions, c->slice_evictions);
+    cr_assert_eq(sum.slots, info.cache_slices);
+    cr_assert_gt(sum.slots_resident, 0);
+    cr_assert_eq(scow_shard_counters(rig->image, info.shards, &s), -ERANGE);
+}
+
 Test(read, far_more_requests_than_slots, .timeout = 120)
 {
     const struct image_spec specs[] = {
@@ -419,6 +442,7 @@ Test(read, far_more_requests_than_slots, .timeout = 120)
     cr_assert_eq(scow_counters(rig.image, &c), 0);
     cr_assert_gt(c.slice_evictions, 100, "the cache was too small");
     cr_assert_eq(c.requests, 2 * 10 * 256);
+    check_shards(&rig, &c);
     rig_free(&rig);
 }
 

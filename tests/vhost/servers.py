@@ -69,7 +69,7 @@ class Server:
         argv = [self.options.shardcow, "serve", "--vhost-user-blk", self.path, "--queues", str(self.queues)]
         argv += ["--read-only"] * self.read_only + ["--writethrough"] * self.writethrough
         argv += ["--serial", self.serial] if self.serial else []
-        return [*argv, self.image]
+        return [*argv, "--control", self.path + ".control", self.image]
 
     def start(self):
         for path in (self.path, self.path + ".qmp"):
@@ -119,10 +119,10 @@ class Server:
         shutil.rmtree(self.short, ignore_errors=True)
 
     def resize(self, size):
-        """Change the size while the server runs. False where there is no way to ask for it."""
+        """Change the size while the server runs."""
         if not self.qemu:
-            # The hook for a control command of the server.
-            return False
+            must([self.options.shardcow, "resize", "--quiet", "--control", self.path + ".control", str(size)])
+            return
         with socket.socket(socket.AF_UNIX) as s:
             s.settimeout(STOP_S)
             s.connect(self.path + ".qmp")
@@ -135,7 +135,6 @@ class Server:
                 while "return" not in (answer := json.loads(stream.readline())):
                     if "error" in answer:
                         raise RuntimeError(str(answer))
-        return True
 
 
 class Bench:
