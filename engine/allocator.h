@@ -207,6 +207,7 @@ struct allocator {
     bool marked;             /* the header says that the image is in use */
     bool closed;             /* no machine begins anything */
     bool header_stale;       /* the disk may have what was taken back */
+    bool counts_lost;        /* a refcount could not be read to be lowered: its cluster leaks */
     uint8_t *header_block;   /* the header's first block, for writing */
 
     /* L1 as it is on disk, big-endian, for as many entries as there may be; and which differ in memory. */

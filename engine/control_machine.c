@@ -131,6 +131,9 @@ static void finish_quiesce(struct allocator *a)
             }
         }
     }
+    if (r == 0 && a->counts_lost) /* the mark stays: the next to open it for writing takes them back */
+        r = error_set(-EIO, "refcounts could not be read: some clusters stay allocated until the image is "
+                            "opened for writing again");
     /* Against the rule there are writes in flight: their clusters could leak, so the mark stays. */
     if (r == 0 && ((a->marked && !m->in_hand) || a->header_stale)) {
         a->marked &= m->in_hand;

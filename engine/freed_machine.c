@@ -110,7 +110,12 @@ static bool answer_drains(struct allocator *a)
 void freed_lower(struct allocator *a, uint64_t cluster)
 {
     const bool clean = !a->refcounts.dirty_count;
+    uint64_t count;
 
+    if (refcounts_get(&a->refcounts, cluster, &count) < 0) { /* it leaks, and a close has to say so */
+        a->counts_lost = true;
+        return;
+    }
     (void)refcounts_change(&a->refcounts, cluster, -1); /* damaged counts are the check's business */
     if (clean)
         a->counts.since_ns = env_now_ns(a->image->env);
