@@ -8,7 +8,7 @@ import time
 
 import messages as m
 from front_end import FrontEnd
-from guest import Memory, Region, Ring
+from guest_rings import Memory, Region, Ring
 
 MIB = 1 << 20
 DEFAULT_REGIONS = ((0x10_0000, 24 * MIB, 0),)

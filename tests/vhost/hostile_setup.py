@@ -9,7 +9,7 @@ import socket
 import messages as m
 from disk import MIB, Disk
 from front_end import Closed, Refused
-from guest import Region
+from guest_rings import Region
 from hostile_messages import ANY, NO, disk_goes_on
 from victim import HOLE, QUEUES, REGIONS, RING, SILENCE_S
 

@@ -11,7 +11,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import messages as m                                                                   # noqa: E402
 import servers                                                                         # noqa: E402
 from disk import MIB, Disk, Model, stamp                                               # noqa: E402
-from guest import Region                                                               # noqa: E402
+from guest_rings import Region                                                               # noqa: E402
 from load import Load, on_threads                                                      # noqa: E402
 
 PAGE = 4096

@@ -14,7 +14,7 @@ import messages as m                                                            
 import servers                                                                         # noqa: E402
 from disk import MIB, Disk, Model, stamp                                               # noqa: E402
 from front_end import Closed, Refused, connect                                         # noqa: E402
-from guest import drained                                                              # noqa: E402
+from guest_rings import drained                                                              # noqa: E402
 from load import Load, on_threads, random_request, settle                              # noqa: E402
 
 # Two regions that touch and two that do not, one with bytes in front in its file.
