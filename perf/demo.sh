@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 #
 # perf/demo.sh: the main job on real input. Installs what is missing (as root, on Debian 12), builds, makes a
-# disk image from this machine's /usr, reads and checks it on all cores, measures it beside the raw file, and
-# writes to an overlay.
+# disk image from this machine's /usr, reads and checks it on all cores, measures it beside the raw file,
+# writes to an overlay, and serves a disk to a guest where tests/guest/setup.sh has made one.
 set -eu
 cd "$(dirname "$0")/.."
 top=$PWD
@@ -75,3 +75,6 @@ show shardcow bench --rw randwrite --bs 4k --depth 32 --queues "$cores" --flush-
     --seconds "$seconds" overlay.qcow2
 show shardcow check overlay.qcow2
 show qemu-img check overlay.qcow2
+
+say "Serving a disk with $cores queue(s) to a guest"
+python3 "$top/perf/demo_serve.py" "$top/build/cli/shardcow" "$folder" "$cores" $((seconds + 2))

@@ -167,6 +167,14 @@ class Job:
             self.files[f"usr/bin/{name}"] = (read_bytes(path), True)
 
 
+    @classmethod
+    def of(cls, text):
+        """One script, as it is."""
+        job = cls.__new__(cls)
+        job.files = {"job.sh": (text.encode(), True)}
+        return job
+
+
 # ---- guests --------------------------------------------------------------------------------------------
 
 class Console:

@@ -11,11 +11,12 @@
 #   vmlinuz         Debian's kernel for virtual machines, its modules in modules/: for QEMU
 #   guest.cpio      what both kernels boot into
 #
-# A piece that is there is left alone; remove it to have it made again. $DEBIAN_MIRROR names another mirror.
+# A piece that is there is left alone; remove it to have it made again. The mirror is the
+# machine's own; $DEBIAN_MIRROR names another.
 set -eu
 G=${SHARDCOW_GUEST:-${XDG_CACHE_HOME:-$HOME/.cache}/shardcow-guest}
 root=$G/debian13
-mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | head -n 1)}
 jobs=${JOBS:-$(nproc)}
 here=$(cd "$(dirname "$0")" && pwd)
 
