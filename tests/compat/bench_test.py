@@ -85,7 +85,8 @@ class Bench:
                 self.results.equal(runs[0]["writes"]["count"], ops, f"fresh: {words}: writes")
                 self.allocated(f"fresh: {words}: clusters", "f.qcow2", clusters)
             self.remove("f.qcow2")
-        runs = self.json("fresh: raw", "--raw", "--rw", "randwrite", "--fresh", str(SIZE), "f.raw")
+        runs = self.json("fresh: raw", "--raw", "--rw", "randwrite", "--fresh", str(SIZE), "--seconds", "60",
+                         "f.raw")
         if runs:
             with open(f"{self.folder}/f.raw", "rb") as f:
                 blocks = [f.read(4096) for _ in range(SIZE // 4096)]
@@ -93,7 +94,7 @@ class Bench:
                                "fresh: raw: every block is written")
         self.remove("f.raw")
         runs = self.json("fresh: compared", "--rw", "randwrite", "--fresh", str(SIZE), "--compare-raw",
-                         "f.raw", "--rounds", "3", "f.qcow2")
+                         "f.raw", "--rounds", "3", "--seconds", "60", "f.qcow2")
         if runs:
             self.results.equal([runs[0]["ops"], runs[0]["raw"]["ops"]], [3 * 2048] * 2,
                                "fresh: compared: new files for every round")

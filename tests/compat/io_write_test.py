@@ -223,6 +223,12 @@ class Writer:
             got = self.shardcow(pair.folders[first], image, how + arguments)
             want = self.qemu(pair.folders[second], image, arguments)
             what = f"{name}: {len(commands)} commands, turn {turn + 1}"
+            theirs, ours = (want, got) if turn == 0 else (got, want)
+            refusal = "aio_write failed: Invalid argument"
+            if refusal in theirs.out + theirs.err and refusal not in ours.out + ours.err:
+                # QEMU 10.0.2 does so now and then with an unaligned range within the disk, above backing files.
+                self.results.skip(what, "qemu-io refuses a write that is valid")
+                break
             # Each image is written by one program in the first turn and by the other in the second.
             if not (self.same_output(got, want, what) and self.same_content(pair, what)):
                 break
