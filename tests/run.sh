@@ -144,7 +144,7 @@ if [ $all = yes ]; then
     export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 LSAN_OPTIONS=suppressions=$top/tests/lib/lsan.txt
     step "build with address and undefined-behaviour sanitizers" \
         build build/asan -Db_sanitize=address,undefined -Db_lundef=false &&
-        run_tests build/asan -t 3 --suite unit --suite compat --suite vhost --suite race
+        run_tests build/asan -t 3 --suite unit --suite sanitize --suite vhost --suite race
     step "build with thread sanitizer" \
         build build/tsan -Db_sanitize=thread -Db_lundef=false &&
         run_tests build/tsan -t 3 --suite race
