@@ -3,8 +3,7 @@
 
 #include <errno.h>
 
-/* The leak detector traces its own process at the end. */
-#if HAVE_SECCOMP && !defined(__SANITIZE_ADDRESS__)
+#if HAVE_SECCOMP
 #include <seccomp.h>
 #include <stddef.h>
 
