@@ -226,7 +226,7 @@ class Writer:
             theirs, ours = (want, got) if turn == 0 else (got, want)
             refusal = "aio_write failed: Invalid argument"
             if refusal in theirs.out + theirs.err and refusal not in ours.out + ours.err:
-                # QEMU 10.0.2 does so now and then with an unaligned range within the disk, above backing files.
+                # QEMU 10.0.2 does so now and then with an unaligned range, above backing files.
                 self.results.skip(what, "qemu-io refuses a write that is valid")
                 break
             # Each image is written by one program in the first turn and by the other in the second.
