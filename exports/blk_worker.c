@@ -178,8 +178,6 @@ static bool spin(struct blk_worker *w)
 /* Sleeping that ends soon says that polling would have paid; polling in vain, that it does not. */
 static void learn(struct blk_worker *w, uint64_t slept_ns)
 {
-    if (!w->poll_ns_max)
-        return;
     if (slept_ns > w->poll_ns_max)
         w->poll_ns /= 2;
     else
@@ -225,7 +223,6 @@ static void *worker_main(void *arg)
             continue;
         }
         any = serve_queues(w);
-
         answer_call(w);
         if (w->stop)
             break;
@@ -330,7 +327,7 @@ static void stop_worker(void *arg)
 
 void blk_worker_stop(struct blk_worker *w)
 {
-    if (!w->engine && !w->has_thread && w->bell <= 0)
+    if (!w->queues) /* never started */
         return;
     if (w->has_thread) {
         blk_worker_call(w, stop_worker, w);

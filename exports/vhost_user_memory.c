@@ -150,13 +150,6 @@ int session_set_log(struct session *s)
     return 0;
 }
 
-/* A descriptor to be written when the log changes: front ends look at the log when they want to. */
-int session_set_log_fd(struct session *s)
-{
-    (void)s;
-    return 0;
-}
-
 /* ---- what is in flight ---- */
 
 /* By the protocol; some front ends send the structure with its padding. */

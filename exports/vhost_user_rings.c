@@ -227,25 +227,19 @@ static void set_call(void *arg)
 {
     struct ring_call *c = arg;
 
-    if (c->queue->ring.call_fd >= 0)
-        close(c->queue->ring.call_fd);
-    c->queue->ring.call_fd = c->fd;
-    /* What was answered before it came may have gone unheard. */
+    virtqueue_replace_fd(&c->queue->ring.call_fd, c->fd);
     c->queue->ring.told_valid = false;
-    c->queue->ring.told_used--;
-    if (c->queue->has_rings && c->queue->started)
+    if (c->queue->has_rings && c->queue->started) {
+        c->queue->ring.told_used--; /* what was answered before it came may have gone unheard */
         blk_queue_notify(c->queue);
-    else
-        c->queue->ring.told_used++;
+    }
 }
 
 static void set_err(void *arg)
 {
     struct ring_call *c = arg;
 
-    if (c->queue->ring.err_fd >= 0)
-        close(c->queue->ring.err_fd);
-    c->queue->ring.err_fd = c->fd;
+    virtqueue_replace_fd(&c->queue->ring.err_fd, c->fd);
 }
 
 static int start(struct session *s, uint32_t index, int fd)

@@ -257,7 +257,7 @@ static int (*handler_of(uint32_t request))(struct session *s)
     case VU_SET_LOG_BASE:
         return session_set_log;
     case VU_SET_LOG_FD:
-        return session_set_log_fd;
+        return nothing; /* front ends look at the log when they want to */
     case VU_SET_VRING_NUM:
         return session_set_ring_size;
     case VU_SET_VRING_ADDR:
@@ -361,13 +361,9 @@ void session_begin(struct session *s)
 static void close_fds(void *arg)
 {
     struct blk_queue *const q = arg;
-    int *const fds[] = {&q->ring.call_fd, &q->ring.err_fd};
 
-    for (int i = 0; i < 2; i++) {
-        if (*fds[i] >= 0)
-            close(*fds[i]);
-        *fds[i] = -1;
-    }
+    virtqueue_replace_fd(&q->ring.call_fd, -1);
+    virtqueue_replace_fd(&q->ring.err_fd, -1);
     q->enabled = q->has_rings = false;
     q->ring.num = 0;
     q->ring.next_avail = 0;

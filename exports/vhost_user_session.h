@@ -54,7 +54,6 @@ int session_set_memory(struct session *s);
 int session_add_region(struct session *s);
 int session_remove_region(struct session *s);
 int session_set_log(struct session *s);
-int session_set_log_fd(struct session *s);
 int session_give_inflight(struct session *s);
 int session_set_inflight(struct session *s);
 void session_forget_memory(struct session *s);

@@ -18,11 +18,11 @@ int virtqueue_init(struct virtqueue *vq, uint32_t index)
     return vq->taken && vq->again ? 0 : -ENOMEM;
 }
 
-static void close_fd(int *fd)
+void virtqueue_replace_fd(int *fd, int other)
 {
     if (*fd >= 0)
         close(*fd);
-    *fd = -1;
+    *fd = other;
 }
 
 void virtqueue_destroy(struct virtqueue *vq)
@@ -31,9 +31,9 @@ void virtqueue_destroy(struct virtqueue *vq)
     free(vq->again);
     vq->taken = NULL;
     vq->again = NULL;
-    close_fd(&vq->kick_fd);
-    close_fd(&vq->call_fd);
-    close_fd(&vq->err_fd);
+    virtqueue_replace_fd(&vq->kick_fd, -1);
+    virtqueue_replace_fd(&vq->call_fd, -1);
+    virtqueue_replace_fd(&vq->err_fd, -1);
 }
 
 bool virtqueue_set_rings(struct virtqueue *vq, uint64_t desc, uint64_t avail, uint64_t used)

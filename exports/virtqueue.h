@@ -59,6 +59,9 @@ struct virtqueue {
 int virtqueue_init(struct virtqueue *vq, uint32_t index);
 void virtqueue_destroy(struct virtqueue *vq);
 
+/* Closes the descriptor at *fd, if there is one, and puts another there; -1: none. */
+void virtqueue_replace_fd(int *fd, int other);
+
 /* Where the rings are, as addresses of the front end's. False: not memory, or misaligned; nothing changed. */
 bool virtqueue_set_rings(struct virtqueue *vq, uint64_t desc, uint64_t avail, uint64_t used);
 
