@@ -270,6 +270,21 @@ def write_cache_can_be_switched(b):
 
 
 @case
+def more_calls_than_the_engine_takes(b):
+    """64 discards of 32 segments each are twice as many calls as an engine's queue has room for."""
+    b.make_image("64M")
+    b.serve()
+    with Disk(b.server.path, ring_size=256) as d:
+        for i in range(64):
+            segments = [(((32 * i + k) * 16) % 131072, 8, 0) for k in range(32)]
+            d.submit(d.segments(m.T_DISCARD, *segments), indirect=True, publish=False)
+        d.rings[0].publish()
+        done = d.drain()
+        b.equal([r.status for r in done], [m.S_OK] * 64, "all are answered")
+    b.stop()
+
+
+@case
 def read_only_export(b):
     b.make_image()
     servers.must(["qemu-io", "-f", "qcow2", "-c", "write -q -P 7 0 1M", b.image])

@@ -110,6 +110,24 @@ def requests_that_copy(b):
 
 
 @case
+def the_cache_mode_is_not_forgotten(b):
+    """A front end that connects again does not say it again, and its guest does not flush."""
+    b.make_image("16M")
+    b.serve()
+    with Disk(b.server.path, inflight=b.options.server == "shardcow") as d:
+        if not d.inflight:
+            b.skip("QEMU's server has no INFLIGHT_SHMFD")
+            return
+        for value in (b"\0", b"\1"):
+            d.front.set_config(m.WCE_OFFSET, value)
+            b.server.kill()
+            b.server.start()
+            d.reconnect()
+            b.equal(d.front.get_config(m.WCE_OFFSET, 1), value, f"after a kill, set to {value[0]}")
+    b.stop()
+
+
+@case
 def requests_in_flight_written_through(b):
     full_image(b)
     killed_under_load(b, True, writethrough=True)
