@@ -2,10 +2,15 @@
 /*
  * Blocking system calls on threads, for where io_uring is forbidden. One pool serves the backends of an
  * image: a FIFO of I/Os under one lock, which the system calls themselves dwarf.
+ *
+ * Threads wait on a semaphore, not on a condition variable: in glibc up to 2.40 one with several waiters
+ * loses signals now and then (https://sourceware.org/bugzilla/show_bug.cgi?id=25847), and an I/O would lie
+ * there for good.
  */
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -24,13 +29,12 @@
 
 struct pool {
     pthread_mutex_t lock;
-    pthread_cond_t work; /* the FIFO is not empty, or stop */
-    struct list fifo;    /* of io.node, under lock */
-    uint32_t idle;       /* threads that wait, under lock */
-    uint32_t queued;     /* length of the FIFO, under lock */
+    sem_t work;       /* one for each I/O that was put into the FIFO, and for each thread that is to stop */
+    struct list fifo; /* of io.node, under lock */
+    uint32_t idle;    /* threads that wait, under lock */
+    uint32_t queued;  /* length of the FIFO, under lock */
     uint32_t thread_count;
     uint32_t threads_max;
-    bool stop;
     pthread_t threads[POOL_THREADS_MAX];
 };
 
@@ -117,32 +121,39 @@ static void finish_io(struct pool_backend *p, struct io *io)
     pthread_mutex_unlock(&p->lock);
 }
 
+/* The next I/O; NULL: the thread is to stop, and then the FIFO is empty. */
+static struct io *take_io(struct pool *pool)
+{
+    struct list_node *n;
+
+    pthread_mutex_lock(&pool->lock);
+    pool->idle++;
+    pthread_mutex_unlock(&pool->lock);
+    while (sem_wait(&pool->work) < 0 && errno == EINTR)
+        ;
+    pthread_mutex_lock(&pool->lock);
+    pool->idle--;
+    n = list_pop(&pool->fifo);
+    if (n)
+        pool->queued--;
+    pthread_mutex_unlock(&pool->lock);
+    return n ? container_of(n, struct io, node) : NULL;
+}
+
 static void *pool_thread(void *arg)
 {
     struct pool *pool = arg;
 
-    pthread_mutex_lock(&pool->lock);
-    while (!pool->stop) {
-        struct list_node *n = list_pop(&pool->fifo);
+    for (;;) {
+        struct io *io = take_io(pool);
 
-        if (!n) {
-            pool->idle++;
-            pthread_cond_wait(&pool->work, &pool->lock);
-            pool->idle--;
-            continue;
-        }
-        pool->queued--;
-        pthread_mutex_unlock(&pool->lock);
-
-        struct io *io = container_of(n, struct io, node);
+        if (!io)
+            return NULL;
         struct pool_backend *owner = io->owner;
 
         run_io(io);
         finish_io(owner, io);
-        pthread_mutex_lock(&pool->lock);
     }
-    pthread_mutex_unlock(&pool->lock);
-    return NULL;
 }
 
 /* Under pool->lock. A thread that cannot be started is no error while another runs. */
@@ -172,7 +183,7 @@ int pool_create(uint32_t threads_max, struct pool **ret)
     if (!pool)
         return error_set(-ENOMEM, "out of memory");
     pthread_mutex_init(&pool->lock, NULL);
-    pthread_cond_init(&pool->work, NULL);
+    sem_init(&pool->work, 0, 0);
     pool->threads_max = MAX(1u, MIN(threads_max, POOL_THREADS_MAX));
     *ret = pool;
     return 0;
@@ -182,13 +193,11 @@ void pool_destroy(struct pool *pool)
 {
     if (!pool)
         return;
-    pthread_mutex_lock(&pool->lock);
-    pool->stop = true;
-    pthread_cond_broadcast(&pool->work);
-    pthread_mutex_unlock(&pool->lock);
+    for (uint32_t i = 0; i < pool->thread_count; i++)
+        sem_post(&pool->work);
     for (uint32_t i = 0; i < pool->thread_count; i++)
         pthread_join(pool->threads[i], NULL);
-    pthread_cond_destroy(&pool->work);
+    sem_destroy(&pool->work);
     pthread_mutex_destroy(&pool->lock);
     free(pool);
 }
@@ -235,12 +244,12 @@ static void hand_over(struct pool_backend *p)
         stranded = list_take(&pool->fifo);
         pool->queued = 0;
     }
-    if (added == 1)
-        pthread_cond_signal(&pool->work);
-    else
-        pthread_cond_broadcast(&pool->work);
     pthread_mutex_unlock(&pool->lock);
-    run_here(&stranded);
+    if (!list_empty(&stranded))
+        run_here(&stranded);
+    else
+        while (added--)
+            sem_post(&pool->work);
 }
 
 static bool take_done(struct pool_backend *p, struct list *done)
