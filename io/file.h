@@ -12,6 +12,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "io/sync_pace.h"
+
 struct file;
 
 /* What the operating system, or the simulator, does for a file. */
@@ -46,6 +48,7 @@ struct file {
     uint32_t mem_align; /* of buffers; 1 when buffered */
     uint64_t bytes;     /* size when it was opened, or as file_truncate() left it */
     uint64_t allocated_bytes;
+    struct sync_pace sync_pace;
     dev_t dev; /* identity, to recognise a chain that contains itself */
     ino_t ino;
     char *path;     /* NULL when opened from a descriptor without a name */
