@@ -3,7 +3,8 @@
 #
 # perf/demo.sh: the main job on real input. Installs what is missing (as root, on Debian 12), builds, makes a
 # disk image from this machine's /usr, reads and checks it on all cores, measures it beside the raw file,
-# writes to an overlay, and serves a disk to a guest where tests/guest/setup.sh has made one.
+# writes to an overlay, and serves a disk to a guest: that of tests/guest/setup.sh, or one of this Debian's own
+# kernel.
 set -eu
 cd "$(dirname "$0")/.."
 top=$PWD
@@ -77,4 +78,10 @@ show shardcow check overlay.qcow2
 show qemu-img check overlay.qcow2
 
 say "Serving a disk with $cores queue(s) to a guest"
-python3 "$top/perf/demo_serve.py" "$top/build/cli/shardcow" "$folder" "$cores" $((seconds + 2))
+cd "$top"
+if [ ! -e "${SHARDCOW_GUEST:-${XDG_CACHE_HOME:-$HOME/.cache}/shardcow-guest}/guest.cpio" ]; then
+    export SHARDCOW_GUEST=$top/build/guest
+    packages_install guest && quietly tests/guest/setup.sh light || true
+fi
+quietly cc -O2 -D_GNU_SOURCE -static -pthread tests/guest/stress.c -o build/demo-stress
+python3 perf/demo_serve.py "$top/build/cli/shardcow" build/demo-stress "$folder" "$cores" $((seconds + 2))

@@ -11,6 +11,7 @@ Only processes that were started here are killed, by their process groups.
 import os
 import re
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
@@ -21,8 +22,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 CACHE = os.environ.get("SHARDCOW_GUEST") or os.path.join(
     os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "shardcow-guest")
 ROOT = os.path.join(CACHE, "debian13")
-NEEDS = {"uml": ("linux-uml", "guest.cpio"),
-         "qemu": ("vmlinuz", "guest.cpio", "debian13/usr/bin/qemu-system-x86_64")}
+NEEDS = {"uml": ("linux-uml", "guest.cpio"), "qemu": ("vmlinuz", "guest.cpio")}
 START_SECONDS = 20
 STOP_SECONDS = 120
 
@@ -32,7 +32,14 @@ def missing(front):
     for name in NEEDS[front]:
         if not os.path.exists(os.path.join(CACHE, name)):
             return f"no {name} in {CACHE}: run tests/guest/setup.sh"
+    if front == "qemu" and not has_qemu() and not shutil.which("qemu-system-x86_64"):
+        return "no qemu-system-x86_64"
     return None
+
+
+def has_qemu():
+    """The root has QEMU; otherwise the host's own is used, which may be older."""
+    return os.path.exists(os.path.join(ROOT, "usr/bin/qemu-system-x86_64"))
 
 
 def from_root(program):
@@ -72,13 +79,14 @@ def listens(path):
 
 class Server:
     """A process that serves an image at a socket. kind: "shardcow"; "qsd", qemu-storage-daemon; "qsd11", that
-    of the Debian 13 root. aio: how QEMU does I/O. With io_uring QEMU 11.1 gives up on a queue when a kick was
-    taken already ("kick eventfd_read(): Resource temporarily unavailable"), and guests see I/O errors."""
+    of the Debian 13 root. flags: more options for shardcow. aio: how QEMU does I/O. With io_uring QEMU 11.1
+    gives up on a queue when a kick was taken already ("kick eventfd_read(): Resource temporarily unavailable"),
+    and guests see I/O errors."""
 
-    def __init__(self, kind, image, socket, queues, shardcow=None, aio="native"):
+    def __init__(self, kind, image, socket, queues, shardcow=None, aio="native", flags=()):
         self.kind, self.socket, self.env = kind, socket, None
         if kind == "shardcow":
-            self.argv = [shardcow, "serve", "--vhost-user-blk", socket, "--queues", str(queues), image]
+            self.argv = [shardcow, "serve", "--vhost-user-blk", socket, "--queues", str(queues), *flags, image]
         else:
             program = from_root("qemu-storage-daemon") if kind == "qsd11" else ["qemu-storage-daemon"]
             file = f"driver=file,node-name=f,filename={image},discard=unmap,cache.direct=on,aio={aio}"
@@ -160,7 +168,8 @@ class Job:
     def __init__(self, script, settings=(), programs=(), scripts=()):
         lines = ["#!/bin/sh", *(f"export {k}={shlex.quote(str(v))}" for k, v in dict(settings).items()),
                  f". /{script}", ""]
-        self.files = {"job.sh": ("\n".join(lines).encode(), True)}
+        self.files = {"job.sh": ("\n".join(lines).encode(), True),
+                      "init": (read_bytes(os.path.join(HERE, "guest_init.sh")), True)}
         for name in (script, *scripts):
             self.files[name] = (read_bytes(os.path.join(HERE, name)), True)
         for name, path in dict(programs).items():
@@ -168,10 +177,10 @@ class Job:
 
 
     @classmethod
-    def of(cls, text):
+    def of(cls, text, programs=()):
         """One script, as it is."""
-        job = cls.__new__(cls)
-        job.files = {"job.sh": (text.encode(), True)}
+        job = cls("guest_init.sh", programs=programs)
+        job.files["job.sh"] = (text.encode(), True)
         return job
 
 
@@ -204,44 +213,92 @@ def uml_command(sockets, cpus, mib, initrd):
             "seccomp=on", *disks]
 
 
-def qemu_command(sockets, cpus, mib, initrd, queues):
+def qemu_command(sockets, cpus, mib, initrd, queues, more=()):
     data = os.path.join(ROOT, "usr/share")
-    argv = [*from_root("qemu-system-x86_64"), "-L", f"{data}/qemu", "-L", f"{data}/seabios",
-            "-nodefaults", "-no-user-config", "-no-reboot",
+    program = ["qemu-system-x86_64"]
+    reconnect = ""
+    if has_qemu():
+        program = [*from_root("qemu-system-x86_64"), "-L", f"{data}/qemu", "-L", f"{data}/seabios"]
+        reconnect = ",reconnect-ms=50"
+    argv = [*program, "-nodefaults", "-no-user-config", "-no-reboot",
             "-display", "none", "-serial", "stdio", "-monitor", "none",
             "-M", "q35,memory-backend=mem", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", str(cpus),
             "-m", str(mib), "-object", f"memory-backend-memfd,id=mem,size={mib}M,share=on",
             "-kernel", os.path.join(CACHE, "vmlinuz"), "-initrd", initrd,
-            "-append", "console=ttyS0 quiet panic=-1 nokaslr mitigations=off"]
+            "-append", "console=ttyS0 quiet panic=-1 nokaslr mitigations=off", *more]
     for n, socket in enumerate(sockets):
-        argv += ["-chardev", f"socket,id=c{n},path={socket}",
+        # It comes back to a server that was started again, with the requests in flight. (Older QEMU spells it
+        # another way.)
+        argv += ["-chardev", f"socket,id=c{n},path={socket}{reconnect}",
                  "-device", f"vhost-user-blk-pci,chardev=c{n},num-queues={queues}"]
     return argv
 
 
-def boot(front, sockets, job, queues=1, cpus=None, mib=1024, timeout=300, folder=None):
-    """Boot, run the job, wait for the end. Returns a Console."""
-    cpus = cpus or queues
-    with tempfile.TemporaryDirectory(prefix="guest-", dir=folder) as scratch, tempfile.TemporaryFile() as output:
-        initrd = os.path.join(scratch, "initrd")
+class Guest:
+    """A guest that runs a job, as a context; killed at its end. more: arguments for QEMU."""
+
+    def __init__(self, front, sockets, job, queues=1, cpus=None, mib=1024, folder=None, more=()):
+        self.front, self.sockets, self.job, self.queues = front, sockets, job, queues
+        self.cpus, self.mib, self.folder, self.more = cpus or queues, mib, folder, more
+        self.process = None
+
+    def __enter__(self):
+        self.scratch = tempfile.TemporaryDirectory(prefix="guest-", dir=self.folder)
+        self.output = tempfile.TemporaryFile()
+        initrd = os.path.join(self.scratch.name, "initrd")
         with open(initrd, "wb") as f:
-            f.write(read_bytes(os.path.join(CACHE, "guest.cpio")) + cpio(job.files))
-        if front == "uml":
+            f.write(read_bytes(os.path.join(CACHE, "guest.cpio")) + cpio(self.job.files))
+        if self.front == "uml":
             # Its memory is a file, which the server maps; HOME has its sockets.
-            argv = uml_command(sockets, cpus, mib, initrd)
-            env = dict(os.environ, TMPDIR="/dev/shm", HOME=scratch)
+            self.argv = uml_command(self.sockets, self.cpus, self.mib, initrd)
+            env = dict(os.environ, TMPDIR="/dev/shm", HOME=self.scratch.name)
         else:
-            argv, env = qemu_command(sockets, cpus, mib, initrd, queues), root_environment()
-        start = time.monotonic()
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                                   env=env, cwd=scratch, start_new_session=True)
+            self.argv = qemu_command(self.sockets, self.cpus, self.mib, initrd, self.queues, self.more)
+            env = root_environment() if has_qemu() else os.environ
+        self.start = time.monotonic()
+        self.process = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=self.output,
+                                        stderr=subprocess.STDOUT, env=env, cwd=self.scratch.name,
+                                        start_new_session=True)
+        return self
+
+    def __exit__(self, *_):
+        end_group(self.process)
+        self.output.close()
+        self.scratch.cleanup()
+
+    def kill(self):
+        end_group(self.process)
+
+    @property
+    def runs(self):
+        return self.process.poll() is None
+
+    def text(self):
+        """What it has said so far."""
+        return os.pread(self.output.fileno(), 1 << 26, 0).decode("latin-1").replace("\r", "")
+
+    def says(self, pattern, timeout=120):
+        """Wait until its console has a match, or it ends. The match, or None."""
+        until = time.monotonic() + timeout
+        while True:
+            ended = not self.runs
+            match = re.search(pattern, self.text(), re.M)
+            if match or ended or time.monotonic() > until:
+                return match
+            time.sleep(0.02)
+
+    def wait(self, timeout=300):
+        """Its end; killed when it is late. Returns a Console."""
         try:
-            process.wait(timeout)
+            self.process.wait(timeout)
             late = False
         except subprocess.TimeoutExpired:
             late = True
-        finally:
-            end_group(process)
-        output.seek(0)
-        text = output.read().decode("latin-1").replace("\r", "")
-        return Console(argv, text, time.monotonic() - start, late)
+        end_group(self.process)
+        return Console(self.argv, self.text(), time.monotonic() - self.start, late)
+
+
+def boot(front, sockets, job, queues=1, cpus=None, mib=1024, timeout=300, folder=None):
+    """Boot, run the job, wait for the end. Returns a Console."""
+    with Guest(front, sockets, job, queues, cpus, mib, folder) as guest:
+        return guest.wait(timeout)

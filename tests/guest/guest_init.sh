@@ -22,8 +22,6 @@ until [ -b /dev/vda ] || [ $tries = 100 ]; do
 done
 cache=$(cat /sys/block/vda/cache_type 2>/dev/null)
 echo "GUEST-UP $(uname -r) cpus=$(nproc) queues=$(ls /sys/block/vda/mq 2>/dev/null | wc -w) cache=$cache"
-# qemu-storage-daemon says so, but keeps writes in caches: without this the guest would never flush.
-[ "$cache" != "write through" ] || echo "write back" >/sys/block/vda/cache_type
 sh /job.sh </dev/null 2>&1
 echo "GUEST-DONE $?"
 # A job that failed may have left something mounted.

@@ -7,6 +7,11 @@ die() {
     exit 1
 }
 
+# qemu-storage-daemon calls itself a write-through disk, but keeps writes in caches: without this the guest
+# would never flush. Jobs that are about caches set KEEP_CACHE.
+[ -n "$KEEP_CACHE" ] || [ "$(cat /sys/block/vda/cache_type)" != "write through" ] ||
+    echo "write back" >/sys/block/vda/cache_type
+
 # start NAME COMMAND...: in the background
 started=
 start() {

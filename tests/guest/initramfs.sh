@@ -1,8 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 #
-# initramfs.sh OUT: what guests boot into, as a cpio archive. setup.sh runs it inside the Debian 13 root, so
-# that programs and libraries are of one kind. Beside it: guest_init.sh; modules/, if there are any.
+# initramfs.sh OUT: what guests boot into, as a cpio archive: busybox and $PROGRAMS. setup.sh runs it inside the
+# Debian 13 root, so
+# that programs and libraries are of one kind. Beside it: modules/, if there are any. /init comes with the job.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=$1
@@ -31,11 +32,11 @@ cp "$(command -v busybox)" "$t/usr/bin/busybox"
 for applet in $(busybox --list); do
     [ "$applet" = busybox ] || ln -s busybox "$t/usr/bin/$applet"
 done
-for program in bash fio mke2fs e2fsck xfs_repair mkfs.xfs blkdiscard fstrim sqlite3 git mount umount; do
+for program in ${PROGRAMS-bash fio mke2fs e2fsck xfs_repair mkfs.xfs blkdiscard fstrim sqlite3 git mount umount}; do
     put "$program"
 done
-ln -sf mke2fs "$t/usr/bin/mkfs.ext4"
-cp /etc/mke2fs.conf "$t/etc/"
+[ ! -e "$t/usr/bin/mke2fs" ] || ln -sf mke2fs "$t/usr/bin/mkfs.ext4"
+[ ! -e /etc/mke2fs.conf ] || cp /etc/mke2fs.conf "$t/etc/"
 echo 'root:x:0:0:root:/root:/bin/sh' >"$t/etc/passwd"
 # Git's own commands are the same program; clone and gc ask for these by name.
 mkdir -p "$t/usr/lib/git-core" "$t/usr/share/git-core/templates"
@@ -46,6 +47,4 @@ if [ -d "$here/modules" ]; then
     mkdir -p "$t/usr/lib/modules"
     cp "$here"/modules/* "$t/usr/lib/modules/"
 fi
-cp "$here/guest_init.sh" "$t/init"
-chmod +x "$t/init"
 (cd "$t" && find . | cpio -o -H newc --quiet) >"$out"

@@ -3,6 +3,8 @@
 #
 # tests/guest/setup.sh          make what guest tests and perf/vhost.py need; as root, about 15 minutes, 2 GB
 # tests/guest/setup.sh PIECE... only these: root, uml, kernel, initramfs
+# tests/guest/setup.sh light    half a minute, 50 MB, no root needed: a guest of this Debian's own kernel and busybox
+#                               for its own QEMU, enough for perf/demo.sh
 #
 # All of it goes to $SHARDCOW_GUEST (default: ~/.cache/shardcow-guest):
 #
@@ -34,7 +36,8 @@ uml_off=(DEBUG_INFO DEBUG_KERNEL SOUND WIRELESS IPV6)
 
 say() { printf '== %s\n' "$*"; }
 
-inside() { chroot "$root" env LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@" </dev/null; }
+# In the root, or on this system when root is empty.
+inside() { ${root:+chroot "$root"} env LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@" </dev/null; }
 
 apt_inside() { inside apt-get -q -o APT::Sandbox::User=root -o DPkg::Use-Pty=0 "$@"; }
 
@@ -103,7 +106,7 @@ make_kernel() {
     say "a kernel for QEMU"
     new_work
     local package version name
-    package=$(inside apt-cache depends linux-image-cloud-amd64/trixie |
+    package=$(inside apt-cache depends "linux-image-cloud-amd64${root:+/trixie}" |
         awk '/Depends: linux-image/ { print $2; exit }')
     apt_inside_in "$inner" download "$package"
     inside sh -c "cd $inner && dpkg -x linux-image-*.deb ."
@@ -132,23 +135,30 @@ make_initramfs() {
     [ ! -e "$G/guest.cpio" ] || return 0
     say "an initramfs"
     new_work
-    cp "$here/initramfs.sh" "$here/guest_init.sh" "$work/"
+    cp "$here/initramfs.sh" "$work/"
     [ ! -d "$G/modules" ] || cp -r "$G/modules" "$work/modules"
-    inside bash "$inner/initramfs.sh" "$inner/out.cpio"
+    inside ${programs+env PROGRAMS="$programs"} bash "$inner/initramfs.sh" "$inner/out.cpio"
     mv "$work/out.cpio" "$G/guest.cpio"
 }
 
+mkdir -p "$G"
+if [ "${1:-}" = light ]; then
+    root=
+    programs=
+    make_kernel
+    make_initramfs
+    exit 0
+fi
 [ "$(id -u)" = 0 ] || {
     echo "setup.sh has to run as root: it makes a Debian root and works inside it"
     exit 1
 }
-mkdir -p "$G"
 for piece in "${@:-root uml kernel initramfs}"; do
     for one in $piece; do
         case $one in
         root | uml | kernel | initramfs) "make_$one" ;;
         *)
-            sed -n '4,14s/^# \{0,1\}//p' "$0"
+            sed -n '4,16s/^# \{0,1\}//p' "$0"
             exit 2
             ;;
         esac

@@ -49,7 +49,7 @@ struct block {
 static struct {
     const char *path;
     uint64_t offset, size_bytes, seed;
-    uint32_t threads, rounds, first, ops;
+    uint32_t threads, rounds, first, ops, seconds;
     bool verify, partial, full, disk, discard_zeroes, no_discards;
 } opt = {.threads = 8, .rounds = 10, .ops = 200};
 
@@ -58,6 +58,7 @@ static bool is_device;
 static uint64_t block_count;
 static struct block *blocks;
 static pthread_barrier_t barrier;
+static time_t deadline; /* no round begins after it; 0: none */
 static uint64_t done_count[8];
 
 struct worker {
@@ -394,6 +395,8 @@ static void *work(void *arg)
             do_sync();
             printf("stress: round %u of %u done\n", round + 1, opt.rounds);
             fflush(stdout);
+            if (deadline && time(NULL) >= deadline)
+                opt.rounds = round + 1;
         }
         pthread_barrier_wait(&barrier);
     }
@@ -410,13 +413,14 @@ static const char usage[] =
     "stress run|verify [OPTIONS] DISK_OR_FILE\n"
     "  --seed N --threads N (8) --ops N (200 per round and thread) --offset BYTES --size BYTES\n"
     "  --rounds N (10)    how many in all; verify: how many were completed\n"
+    "  --seconds N        run: begin no round after so long\n"
     "  --first N          run: the rounds before this one were done by an earlier run\n"
     "  --partial          verify: one more round may have been done in part\n"
     "  --full             read what nobody wrote too\n"
     "  --disk             verify: this file is the copy of a disk, whose discards may have done nothing\n"
     "  --discard-zeroes   discarded blocks have to read as zeros\n"
     "  --no-discards      write zeroes instead\n"
-    "All options but --rounds, --first, --partial, --full and --disk have to be the same in the runs and verifications of one disk.\n";
+    "All options but --rounds, --seconds, --first, --partial, --full and --disk have to be the same in the runs and verifications of one disk.\n";
 
 static uint64_t number(const char *text)
 {
@@ -433,13 +437,11 @@ static uint64_t number(const char *text)
 static void parse(int argc, char **argv)
 {
     static const struct option longs[] = {
-        {"seed", 1, 0, 's'},        {"threads", 1, 0, 't'},
-        {"ops", 1, 0, 'o'},         {"offset", 1, 0, 'O'},
-        {"size", 1, 0, 'S'},        {"rounds", 1, 0, 'r'},
-        {"first", 1, 0, 'f'},       {"partial", 0, 0, 'p'},
-        {"full", 0, 0, 'F'},        {"disk", 0, 0, 'D'},
-        {"help", 0, 0, 'h'},        {"discard-zeroes", 0, 0, 'z'},
-        {"no-discards", 0, 0, 'n'}, {0},
+        {"seed", 1, 0, 's'},        {"threads", 1, 0, 't'}, {"ops", 1, 0, 'o'},
+        {"offset", 1, 0, 'O'},      {"size", 1, 0, 'S'},    {"rounds", 1, 0, 'r'},
+        {"first", 1, 0, 'f'},       {"partial", 0, 0, 'p'}, {"full", 0, 0, 'F'},
+        {"disk", 0, 0, 'D'},        {"help", 0, 0, 'h'},    {"discard-zeroes", 0, 0, 'z'},
+        {"no-discards", 0, 0, 'n'}, {"seconds", 1, 0, 'e'}, {0},
     };
     int c;
 
@@ -468,6 +470,9 @@ static void parse(int argc, char **argv)
             break;
         case 'f':
             opt.first = (uint32_t)n;
+            break;
+        case 'e':
+            opt.seconds = (uint32_t)n;
             break;
         case 'p':
             opt.partial = true;
@@ -536,6 +541,7 @@ int main(int argc, char **argv)
         die("memory", 0, block_count);
     for (uint64_t i = 0; i < block_count; i++)
         blocks[i].may_be_zeros = true;
+    deadline = opt.seconds ? time(NULL) + opt.seconds : 0;
     pthread_barrier_init(&barrier, NULL, opt.threads);
     for (uint32_t i = 0; i < opt.threads; i++) {
         struct worker *w = &workers[i];

@@ -8,18 +8,16 @@ as well is not the server's fault. By hand: --rounds 20, or more.
 
 import os
 import re
-import struct
 import sys
 import tempfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import guest  # noqa: E402
+from disks import MIB, extract, write_raw_disk  # noqa: E402
 import harness  # noqa: E402
 import tree_disk  # noqa: E402
 from harness import must, run  # noqa: E402
 
-MIB = 1 << 20
-SECTOR = 512
 RACE_BYTES = 16 * MIB  # at the end of the raw partition, see job_work.sh
 
 
@@ -43,21 +41,6 @@ class Sizes:
 def partitions(sizes):
     """(first byte, bytes) of each of the three."""
     return [(MIB, sizes.part), (MIB + sizes.part, sizes.part), (MIB + 2 * sizes.part, sizes.raw)]
-
-
-def write_raw_disk(path, parts):
-    """A disk of zeros with a partition table."""
-    entries = b"".join(struct.pack("<B3sB3sII", 0, bytes(3), 0x83, bytes(3), first // SECTOR, count // SECTOR)
-                       for first, count in parts)
-    with open(path, "wb") as f:
-        f.write(bytes(446) + entries + bytes(64 - len(entries)) + b"\x55\xaa")
-        f.truncate(sum(parts[-1]) + MIB)
-
-
-def extract(disk, part, out):
-    """One partition as a file, holes kept."""
-    must(["dd", f"if={disk}", f"of={out}", f"bs={MIB}", f"skip={part[0] // MIB}", f"count={part[1] // MIB}",
-          "conv=sparse", "status=none"])
 
 
 class Tests:

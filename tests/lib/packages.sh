@@ -28,9 +28,14 @@ packages_install() {
     export DEBIAN_FRONTEND=noninteractive
     # A third-party source that does not answer is no reason to stop: the installation below is.
     apt-get update -qq </dev/null || echo "apt-get update had errors; trying with what there is"
-    # A newer QEMU where the administrator has allowed one.
-    if [[ " ${missing[*]} " == *" qemu-utils "* ]] && apt-cache policy | grep -q 'n=bookworm-backports'; then
-        backports=(qemu-utils/bookworm-backports)
+    # A newer QEMU where the administrator has allowed one, and then all of it.
+    if apt-cache policy | grep -q 'n=bookworm-backports'; then
+        case " ${missing[*]} " in
+        *" qemu-system-x86 "*) backports=(qemu-{utils,system-x86,system-common,system-data}/bookworm-backports) ;;
+        *" qemu-utils "*) backports=(qemu-utils/bookworm-backports) ;;
+        esac
     fi
-    apt-get install -y -qq -o DPkg::Use-Pty=0 --no-install-recommends "${missing[@]}" "${backports[@]}" </dev/null >/dev/null
+    # Nothing that is there has to go for it.
+    apt-get install -y -qq -o DPkg::Use-Pty=0 --no-install-recommends --no-remove "${missing[@]}" "${backports[@]}" \
+        </dev/null >/dev/null
 }
