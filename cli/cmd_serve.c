@@ -34,6 +34,7 @@ enum {
     ARG_NO_STATS,
     ARG_CONTROL,
     ARG_SANDBOX,
+    ARG_PIN_MEMORY,
 };
 
 static const struct argument specs[] = {
@@ -47,6 +48,7 @@ static const struct argument specs[] = {
     {ARG_DIRECT, "direct", NULL, "direct I/O, or fail; default: where possible"},
     {ARG_BUFFERED, "buffered", NULL, "I/O through the page cache"},
     {ARG_WRITETHROUGH, "writethrough", NULL, "every write is durable; the guest cannot turn its cache on"},
+    {ARG_PIN_MEMORY, "pin-memory", NULL, "keep the guest's pages; not with a balloon, see the manual"},
     {ARG_PID_FILE, "pid-file", "FILE", "write the process's number there; removed at the end"},
     {ARG_NO_STATS, "no-stats", NULL, "measure no latencies"},
     {ARG_CONTROL, "control", "SOCKET", "answer 'shardcow stats' and 'shardcow resize' on this Unix socket"},
@@ -76,7 +78,7 @@ struct serve_args {
     const char *path, *socket_path, *control_path, *pid_file, *serial;
     int socket_fd, control_fd;
     uint32_t queues, threads, poll_us;
-    bool read_only, writethrough, no_stats, no_sandbox;
+    bool read_only, writethrough, no_stats, no_sandbox, pin_memory;
 };
 
 static void print_log(void *ctx, const char *text)
@@ -176,6 +178,7 @@ static int run_server(struct serve_args *args, struct scow_image *image, int lis
                                              .read_only = args->read_only,
                                              .writethrough = args->writethrough,
                                              .stats = !args->no_stats,
+                                             .pin_memory = args->pin_memory,
                                              .serial = args->serial,
                                              .log = print_log,
                                              .log_ctx = (void *)args->path};
@@ -325,6 +328,9 @@ static int take_option(struct serve_args *serve, struct arguments *args, int key
         if (arguments_choice(args, "--sandbox", "on|off", &choice))
             return -1;
         serve->no_sandbox = choice;
+        return 0;
+    case ARG_PIN_MEMORY:
+        serve->pin_memory = true;
         return 0;
     case ARG_NO_STATS:
         serve->no_stats = true;

@@ -457,6 +457,26 @@ SCOW_PUBLIC int scow_queue_unwatch(struct scow_queue *q, int fd)
     return 0;
 }
 
+/* ---- registered memory ---- */
+
+SCOW_PUBLIC int scow_queue_add_memory(struct scow_queue *q, void *base, size_t bytes)
+{
+    struct backend *const b = q->loop.backend;
+
+    if (!b->ops->add_memory)
+        return error_set(-ENOTSUP, "the %s backend has no use for registered memory", b->ops->name);
+    return b->ops->add_memory(b, base, bytes);
+}
+
+SCOW_PUBLIC int scow_queue_remove_memory(struct scow_queue *q, void *base, size_t bytes)
+{
+    struct backend *const b = q->loop.backend;
+
+    if (!b->ops->remove_memory)
+        return error_set(-ENOENT, "memory that is not registered");
+    return b->ops->remove_memory(b, base, bytes);
+}
+
 SCOW_PUBLIC int scow_queue_counters(const struct scow_queue *queue, struct scow_counters *ret)
 {
     struct scow_counters c = SCOW_COUNTERS_INIT;

@@ -25,6 +25,7 @@ struct blk_device {
     _Atomic bool writethrough; /* every write is durable when it is answered; the main thread's */
     _Atomic bool outlived;     /* the guest goes on when this process is killed; the main thread's */
     bool stats;                /* latencies are measured */
+    bool pin_memory;           /* the guest's memory is registered with the rings */
     char serial[VIRTIO_BLK_ID_BYTES];
     void (*log)(void *ctx, const char *text); /* any thread */
     void *log_ctx;

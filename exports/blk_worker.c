@@ -274,6 +274,29 @@ int blk_worker_set_kick(struct blk_worker *w, struct blk_queue *q, int fd)
     return r;
 }
 
+static void pin(struct blk_worker *w, const struct guest_region *r)
+{
+    char text[256];
+
+    if (scow_queue_add_memory(w->engine, r->memory, r->bytes) == 0)
+        return;
+    snprintf(text, sizeof text, "serving goes on with memory that is not pinned: %.180s", scow_error());
+    w->device->log(w->device->log_ctx, text);
+}
+
+void blk_worker_change_memory(struct blk_worker *w, const struct guest_memory *from,
+                              const struct guest_memory *to)
+{
+    if (!w->device->pin_memory)
+        return;
+    for (uint32_t i = 0; from && i < from->count; i++)
+        if (!guest_memory_has(to, &from->regions[i]))
+            (void)scow_queue_remove_memory(w->engine, from->regions[i].memory, from->regions[i].bytes);
+    for (uint32_t i = 0; to && i < to->count; i++)
+        if (!guest_memory_has(from, &to->regions[i]))
+            pin(w, &to->regions[i]);
+}
+
 /* ---- start and stop ---- */
 
 static int start_thread(struct blk_worker *w, uint32_t index)

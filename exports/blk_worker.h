@@ -50,4 +50,8 @@ void blk_worker_drain(struct blk_worker *w);
  */
 int blk_worker_set_kick(struct blk_worker *w, struct blk_queue *q, int fd);
 
+/* For use in a call: the queues' buffers lie in another memory, both still mapped; NULL: in none. */
+void blk_worker_change_memory(struct blk_worker *w, const struct guest_memory *from,
+                              const struct guest_memory *to);
+
 #endif

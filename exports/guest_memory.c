@@ -77,6 +77,14 @@ int guest_memory_take(struct guest_memory *m, uint64_t guest_addr, uint64_t user
     return -ENOENT;
 }
 
+bool guest_memory_has(const struct guest_memory *m, const struct guest_region *r)
+{
+    for (uint32_t i = 0; m && i < m->count; i++)
+        if (m->regions[i].memory == r->memory && m->regions[i].bytes == r->bytes)
+            return true;
+    return false;
+}
+
 void guest_region_unmap(struct guest_region *r)
 {
     if (r->map)

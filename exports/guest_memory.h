@@ -6,6 +6,7 @@
 #ifndef EXPORTS_GUEST_MEMORY_H
 #define EXPORTS_GUEST_MEMORY_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/uio.h>
@@ -37,6 +38,9 @@ int guest_memory_take(struct guest_memory *m, uint64_t guest_addr, uint64_t user
                       struct guest_region *ret);
 
 void guest_region_unmap(struct guest_region *r);
+
+/* Whether m has this very mapping. NULL has none. */
+bool guest_memory_has(const struct guest_memory *m, const struct guest_region *r);
 
 /* Unmaps everything. */
 void guest_memory_clear(struct guest_memory *m);

@@ -76,6 +76,7 @@ int vhost_user_blk_create(struct scow_image *image, const struct vhost_user_blk_
     s->device.read_only = o->read_only;
     s->device.always_writethrough = o->writethrough;
     s->device.stats = o->stats;
+    s->device.pin_memory = o->pin_memory;
     s->device.log = o->log;
     s->device.log_ctx = o->log_ctx;
     atomic_store(&s->device.capacity, scow_size(image) / BLK_SECTOR);

@@ -22,9 +22,10 @@ struct vhost_user_blk_options {
     uint32_t threads; /* that serve them; 0: one for each queue, up to the CPUs */
     uint64_t poll_ns; /* busy for so long before sleeping; 0: never */
     bool read_only;
-    bool writethrough;                        /* the guest cannot choose writeback */
-    bool stats;                               /* latencies too */
-    const char *serial;                       /* at most 20 bytes; NULL: none */
+    bool writethrough;  /* the guest cannot choose writeback */
+    bool stats;         /* latencies too */
+    bool pin_memory;    /* scow_queue_add_memory(): only for guests whose pages nobody takes away */
+    const char *serial; /* at most 20 bytes; NULL: none */
     void (*log)(void *ctx, const char *text); /* a line for people; any thread */
     void *log_ctx;
 };

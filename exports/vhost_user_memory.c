@@ -22,6 +22,7 @@ static void change_memory(void *arg)
 
     if (c->drain)
         blk_worker_drain(c->worker);
+    blk_worker_change_memory(c->worker, c->session->memory, c->memory);
     for (uint32_t i = 0; i < c->worker->queue_count; i++) {
         c->worker->queues[i]->ring.memory = c->memory;
         session_place_ring(c->session, c->worker->queues[i]);

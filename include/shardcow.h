@@ -557,6 +557,21 @@ SCOW_PUBLIC int scow_queue_watch(struct scow_queue *queue, int fd, void *user_da
 SCOW_PUBLIC int scow_queue_unwatch(struct scow_queue *queue, int fd);
 
 /*
+ * Memory that buffers of the queue's requests will lie in: its pages are pinned until it is removed, so the
+ * kernel need not look them up for every request. Buffers elsewhere work as before.
+ *
+ * The pages are those that are there now. Whoever replaces pages of it (MADV_DONTNEED, a punched hole in its
+ * file, a balloon in the guest whose memory it is, userfaultfd) reads old data, or none, where a request has
+ * read: such memory must not be added. All of it is populated, and counts against RLIMIT_MEMLOCK.
+ *
+ * Only on the queue's thread, at most 64 ranges. Remove exactly what was added, before it is unmapped;
+ * destroying the queue removes all. Adding: -ENOTSUP by this backend or kernel, -ENOMEM by that limit,
+ * -ENOSPC, -EEXIST it overlaps another, -EINVAL. Removing: -ENOENT.
+ */
+SCOW_PUBLIC int scow_queue_add_memory(struct scow_queue *queue, void *base, size_t bytes);
+SCOW_PUBLIC int scow_queue_remove_memory(struct scow_queue *queue, void *base, size_t bytes);
+
+/*
  * Blocking helpers for programs that need no speed: any offset and length within the image, any thread, no
  * queue. They serialise on a lock of their own. 0 or a negative errno.
  */

@@ -12,6 +12,7 @@
 #define IO_BACKEND_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/list.h"
@@ -59,6 +60,9 @@ struct backend_ops {
     /* Owner's thread. Absent where descriptors cannot be watched. The watch stays until destroy(). */
     int (*watch)(struct backend *b, struct watch *w);
     void (*unwatch)(struct backend *b, struct watch *w);
+    /* Owner's thread. Absent where nothing is won. Memory that buffers will lie in; see shardcow.h. */
+    int (*add_memory)(struct backend *b, void *base, size_t bytes);
+    int (*remove_memory)(struct backend *b, void *base, size_t bytes);
     /* No I/O is in flight. */
     void (*destroy)(struct backend *b);
 };

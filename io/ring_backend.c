@@ -19,6 +19,7 @@
 #include "base/attributes.h"
 #include "base/error.h"
 #include "io/backend.h"
+#include "io/ring_memory.h"
 
 #define SQ_ENTRIES_MAX 1024u
 /* In the low bits of user_data, which is an address: 0 for an I/O. */
@@ -38,6 +39,7 @@ struct ring_backend {
     bool disabled;      /* created with R_DISABLED, not enabled yet */
     bool files_registered;
     bool wake_armed;
+    struct ring_memory memory;
     struct list unarmed;  /* watches that found the submission queue full */
     struct list overflow; /* prepared while the submission queue was full */
     uint32_t in_flight;   /* I/Os prepared, and not handed back */
@@ -102,24 +104,44 @@ static struct io_uring_sqe *take_sqe(struct ring_backend *r)
     return sqe;
 }
 
-/* A read or a write. */
-static void fill_transfer(struct io_uring_sqe *sqe, int fd, const struct io *io)
+static void fill_vector(const struct ring_backend *r, struct io_uring_sqe *sqe, int fd, const struct io *io)
 {
+    const int slot =
+        likely(!r->memory.count) ? -1 : ring_memory_slot_of_vector(&r->memory, io->iov, io->iov_count);
     const bool write = io->kind == IO_WRITE;
 
-    if (likely(io->done == 0)) {
-        if (io->iov_count)
-            io_uring_prep_rw(write ? IORING_OP_WRITEV : IORING_OP_READV, sqe, fd, io->iov,
-                             (unsigned)io->iov_count, io->off);
-        else
-            io_uring_prep_rw(write ? IORING_OP_WRITE : IORING_OP_READ, sqe, fd, io->buf, io->bytes, io->off);
+    if (slot < 0) {
+        io_uring_prep_rw(write ? IORING_OP_WRITEV : IORING_OP_READV, sqe, fd, io->iov,
+                         (unsigned)io->iov_count, io->off);
     } else {
-        const struct iovec rest = io_rest(io);
-
-        io_uring_prep_rw(write ? IORING_OP_WRITE : IORING_OP_READ, sqe, fd, rest.iov_base,
-                         (unsigned)rest.iov_len, io->off + io->done);
+        io_uring_prep_rw(write ? RING_WRITEV_FIXED : RING_READV_FIXED, sqe, fd, io->iov,
+                         (unsigned)io->iov_count, io->off);
+        sqe->buf_index = (uint16_t)slot;
     }
-    if (write && (io->flags & IO_DURABLE))
+}
+
+static void fill_buffer(const struct ring_backend *r, struct io_uring_sqe *sqe, int fd, const struct io *io)
+{
+    const struct iovec rest = io_rest(io);
+    const int slot =
+        likely(!r->memory.count) ? -1 : ring_memory_slot(&r->memory, rest.iov_base, rest.iov_len);
+    const bool write = io->kind == IO_WRITE;
+    const int op = slot < 0 ? (write ? IORING_OP_WRITE : IORING_OP_READ)
+                            : (write ? IORING_OP_WRITE_FIXED : IORING_OP_READ_FIXED);
+
+    io_uring_prep_rw(op, sqe, fd, rest.iov_base, (unsigned)rest.iov_len, io->off + io->done);
+    if (slot >= 0)
+        sqe->buf_index = (uint16_t)slot;
+}
+
+/* A read or a write. */
+static void fill_transfer(const struct ring_backend *r, struct io_uring_sqe *sqe, int fd, const struct io *io)
+{
+    if (io->done == 0 && io->iov_count > 1)
+        fill_vector(r, sqe, fd, io);
+    else
+        fill_buffer(r, sqe, fd, io);
+    if (io->kind == IO_WRITE && (io->flags & IO_DURABLE))
         sqe->rw_flags = RWF_DSYNC;
 }
 
@@ -143,7 +165,7 @@ static void fill_sqe(const struct ring_backend *r, struct io_uring_sqe *sqe, str
     const int fd = r->files_registered ? (int)io->file->index : io->file->fd;
 
     if (likely(io->kind <= IO_WRITE))
-        fill_transfer(sqe, fd, io);
+        fill_transfer(r, sqe, fd, io);
     else if (io->kind == IO_SYNC)
         io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
     else
@@ -460,6 +482,22 @@ static void ring_unwatch(struct backend *b, struct watch *w)
     io_uring_sqe_set_data64(sqe, OTHER_TAG);
 }
 
+static int ring_add_memory(struct backend *b, void *base, size_t bytes)
+{
+    struct ring_backend *r = ring_of(b);
+    const int ret = claim(r);
+
+    return ret < 0 ? ret : ring_memory_add(&r->memory, &r->ring, base, bytes);
+}
+
+static int ring_remove_memory(struct backend *b, void *base, size_t bytes)
+{
+    struct ring_backend *r = ring_of(b);
+    const int ret = claim(r);
+
+    return ret < 0 ? ret : ring_memory_remove(&r->memory, &r->ring, base, bytes);
+}
+
 static void ring_destroy(struct backend *b)
 {
     struct ring_backend *r = ring_of(b);
@@ -480,6 +518,8 @@ static const struct backend_ops ring_ops = {
     .event_enable = ring_event_enable,
     .watch = ring_watch,
     .unwatch = ring_unwatch,
+    .add_memory = ring_add_memory,
+    .remove_memory = ring_remove_memory,
     .destroy = ring_destroy,
 };
 

@@ -3,8 +3,8 @@
 #
 # perf/demo.sh: the main job on real input. Installs what is missing (as root, on Debian 12), builds, makes a
 # disk image from this machine's /usr, reads and checks it on all cores, measures it beside the raw file,
-# writes to an overlay, and serves a disk to a guest: that of tests/guest/setup.sh, or one of this Debian's own
-# kernel.
+# writes to an overlay, and serves a disk to a guest: that of tests/guest/setup.sh, or one of this Debian's
+# own kernel.
 set -eu
 cd "$(dirname "$0")/.."
 top=$PWD

@@ -98,6 +98,7 @@ class Tests:
         return f"clusters of {cluster}"
 
     def serve(self, queues, flags=()):
+        flags = (*flags, *("--pin-memory",) * self.rng.randrange(2))
         return guest.Server("shardcow", self.image, self.socket, queues, self.options.shardcow, flags=flags)
 
     def job(self, script, **settings):

@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 #
-# initramfs.sh OUT: what guests boot into, as a cpio archive: busybox and $PROGRAMS. setup.sh runs it inside the
-# Debian 13 root, so
-# that programs and libraries are of one kind. Beside it: modules/, if there are any. /init comes with the job.
+# initramfs.sh OUT: what guests boot into, as a cpio archive: busybox and $PROGRAMS. setup.sh runs it inside
+# the Debian 13 root, so that programs and libraries are of one kind. Beside it: modules/, if there are any.
+# /init comes with the job.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=$1
@@ -32,7 +32,8 @@ cp "$(command -v busybox)" "$t/usr/bin/busybox"
 for applet in $(busybox --list); do
     [ "$applet" = busybox ] || ln -s busybox "$t/usr/bin/$applet"
 done
-for program in ${PROGRAMS-bash fio mke2fs e2fsck xfs_repair mkfs.xfs blkdiscard fstrim sqlite3 git mount umount}; do
+: "${PROGRAMS=bash fio mke2fs e2fsck xfs_repair mkfs.xfs blkdiscard fstrim sqlite3 git mount umount}"
+for program in $PROGRAMS; do
     put "$program"
 done
 [ ! -e "$t/usr/bin/mke2fs" ] || ln -sf mke2fs "$t/usr/bin/mkfs.ext4"

@@ -3,8 +3,8 @@
 #
 # tests/guest/setup.sh          make what guest tests and perf/vhost.py need; as root, about 15 minutes, 2 GB
 # tests/guest/setup.sh PIECE... only these: root, uml, kernel, initramfs
-# tests/guest/setup.sh light    half a minute, 50 MB, no root needed: a guest of this Debian's own kernel and busybox
-#                               for its own QEMU, enough for perf/demo.sh
+# tests/guest/setup.sh light    half a minute, 50 MB, no root needed: a guest of this Debian's own kernel and
+#                               busybox for its own QEMU, enough for perf/demo.sh
 #
 # All of it goes to $SHARDCOW_GUEST (default: ~/.cache/shardcow-guest):
 #

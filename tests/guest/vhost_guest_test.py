@@ -57,7 +57,9 @@ class Tests:
     # ---- steps ----
 
     def server(self, queues):
-        return guest.Server(self.options.server, self.image, self.socket, queues, self.options.shardcow)
+        flags = ("--pin-memory",) * self.rng.randrange(2)
+        return guest.Server(self.options.server, self.image, self.socket, queues, self.options.shardcow,
+                            flags=flags)
 
     def boot(self, name, front, queues, server, script, settings, scripts=()):
         job = guest.Job(script, settings, {"stress": self.options.stress}, ("guest_lib.sh", *scripts))

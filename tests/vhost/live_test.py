@@ -24,10 +24,10 @@ def case(function):
 
 
 @case
-def rings_stop_and_start(b):
+def rings_stop_and_start(b, **how):
     """GET_VRING_BASE with requests in flight: what was taken has completed, the rest waits for the restart."""
     b.make_image()
-    b.serve(queues=2)
+    b.serve(queues=2, **how)
     model = Model(8 * MIB)
     with Disk(b.server.path, queues=2, ring_size=256) as d:
         load = Load(d, 0, b.rng.getrandbits(64), model, 0, 8192, 32)
@@ -54,6 +54,11 @@ def rings_stop_and_start(b):
         b.check(not model.difference(d.whole()), "the whole disk")
     b.stop()
     b.verify(model)
+
+
+@case
+def rings_stop_and_start_pinned(b):
+    rings_stop_and_start(b, pin=True)
 
 
 @case
@@ -88,10 +93,10 @@ def read_into(d, queue, sector, at, size, status_at=None):
 
 
 @case
-def memory_in_slots(b):
+def memory_in_slots(b, **how):
     """Regions one by one from the start, then more and fewer while another queue is busy."""
     b.make_image()
-    b.serve(queues=2)
+    b.serve(queues=2, **how)
     model = Model(8 * MIB)
     with Disk(b.server.path, queues=2, slots=True) as d:
         if not d.front.can(m.CONFIGURE_MEM_SLOTS):
@@ -130,10 +135,15 @@ def memory_in_slots(b):
 
 
 @case
-def all_slots(b):
+def memory_in_slots_pinned(b):
+    memory_in_slots(b, pin=True)
+
+
+@case
+def all_slots(b, **how):
     """As many regions as the server says it takes."""
     b.make_image()
-    b.serve()
+    b.serve(**how)
     with Disk(b.server.path) as d:
         count = min(d.front.get_max_mem_slots(), 64) if d.front.can(m.CONFIGURE_MEM_SLOTS) else 8
     slots = tuple((0x1000_0000 * (i + 1), 2 * MIB if not i else PAGE, 0) for i in range(count))
@@ -149,10 +159,15 @@ def all_slots(b):
 
 
 @case
-def a_new_memory_table(b):
+def all_slots_pinned(b):
+    all_slots(b, pin=True)
+
+
+@case
+def a_new_memory_table(b, **how):
     """SET_MEM_TABLE while rings run: old regions stay where they are, there is one more."""
     b.make_image()
-    b.serve(queues=2)
+    b.serve(queues=2, **how)
     model = Model(8 * MIB)
     with Disk(b.server.path, queues=2) as d:
         data = stamp(b.rng, 0, 8)
@@ -178,6 +193,11 @@ def a_new_memory_table(b):
         b.check(not wrong + busy.wrong, "tables", "\n".join(wrong + busy.wrong))
     b.stop()
     b.verify(model)
+
+
+@case
+def a_new_memory_table_pinned(b):
+    a_new_memory_table(b, pin=True)
 
 
 class DirtyLog:

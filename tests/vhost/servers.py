@@ -47,9 +47,11 @@ def end_with_parent():
 class Server:
     """A server as a child of ours, for one image."""
 
-    def __init__(self, options, folder, image, queues=1, read_only=False, writethrough=False, serial=None):
+    def __init__(self, options, folder, image, queues=1, read_only=False, writethrough=False, serial=None,
+                 pin=False):
         self.options, self.folder, self.image = options, folder, image
         self.queues, self.read_only, self.writethrough, self.serial = queues, read_only, writethrough, serial
+        self.pin = pin
         # Sockets' paths have to be short.
         self.short = tempfile.mkdtemp(prefix="scow-")
         self.path = os.path.join(self.short, "socket")
@@ -68,6 +70,7 @@ class Server:
                     f"num-queues={self.queues},writable={'off' if self.read_only else 'on'}"]
         argv = [self.options.shardcow, "serve", "--vhost-user-blk", self.path, "--queues", str(self.queues)]
         argv += ["--read-only"] * self.read_only + ["--writethrough"] * self.writethrough
+        argv += ["--pin-memory"] * self.pin
         argv += ["--serial", self.serial] if self.serial else []
         return [*argv, "--control", self.path + ".control", self.image]
 
