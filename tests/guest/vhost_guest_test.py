@@ -188,6 +188,35 @@ class Tests:
         self.results.equal(harness.sha(piece)[:32], first.facts()["raw"], f"{name}: the raw partition on the host")
         self.results.equal(harness.sha(base), before, f"{name}: the backing file is unchanged")
 
+    def make_root(self):
+        """Debian's root as a compressed image, kept beside what it is made of."""
+        root = os.path.join(guest.CACHE, "root.qcow2")
+        if not os.path.exists(root):
+            must(["mke2fs", "-q", "-F", "-t", "ext4", "-d", guest.ROOT, "-E", "no_copy_xattrs", self.raw, "3g"],
+                 timeout=600)
+            must(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd", self.raw,
+                  root + ".part"], timeout=600)
+            os.rename(root + ".part", root)
+        return root
+
+    def root(self, front, queues):
+        name = f"{front}, a distribution's root, {queues} queues, clusters of {self.cluster}"
+        base = self.make_root()
+        before = harness.sha(base)
+        must(["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"cluster_size={self.cluster}", "-b", base, "-F",
+              "qcow2", self.image])
+        with self.server(queues) as server:
+            first = self.boot(f"{name}: work", front, queues, server, "job_root.sh",
+                              {"COUNT": max(6, self.sizes.count // 20)}, ("job_root_sums.sh",))
+            second = first and self.boot(f"{name}: the sums again", front, queues, server, "job_root_sums.sh", {})
+            self.stopped(name, server)
+        if not second:
+            return
+        self.same_facts(name, first, second)
+        self.checked(name)
+        self.ext4_is_clean(name, (0, 0))
+        self.results.equal(harness.sha(base), before, f"{name}: the backing file is unchanged")
+
 
 def find_cases(options):
     """(method's name, front end, queues)"""
@@ -195,7 +224,7 @@ def find_cases(options):
         cases = [("mixed", "uml", 4), ("overlay", "uml", 8), ("mixed", "qemu", 2)]
     else:
         cases = [(what, front, queues) for front in ("uml", "qemu") for what, some in
-                 (("mixed", (1, 2, 4, 8)), ("overlay", (8,))) for queues in some]
+                 (("mixed", (1, 2, 4, 8)), ("overlay", (8,)), ("root", (4,))) for queues in some]
     return [c for c in cases if c[1] in options.front.split(",") and
             (not options.only or re.search(options.only, f"{c[0]} {c[1]} {c[2]}"))]
 
