@@ -11,6 +11,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/guard.h"
+#include "base/probe.h"
 #include "engine/allocator.h"
 
 /* Commits that fail in a row before writing is given up. */
@@ -106,6 +107,7 @@ static void set_written(struct allocator *a)
  * dirty as before. */
 static void finish_soft(struct allocator *a)
 {
+    PROBE2(committed, 0, true);
     set_written(a);
     answer_joined(a, 0);
     tell_shards(a);
@@ -130,6 +132,7 @@ static void finish(struct allocator *a)
 {
     struct commit_machine *m = &a->commit;
 
+    PROBE2(committed, m->status, false);
     if (m->status == 0) {
         succeed(a);
     } else {
@@ -177,6 +180,7 @@ static void sync_file(struct allocator *a, struct allocator_io *io, struct file 
     io->io = (struct io){.kind = IO_SYNC, .file = file};
     a->commit.syncs_out++;
     counter_add(&a->syncs, 1);
+    PROBE2(sync, a->commit.state, file->index);
     allocator_start_io(a, io, sync_done);
 }
 
@@ -425,6 +429,7 @@ static void begin(struct allocator *a, bool is_due)
 
     m->joined = list_take(&m->waiting);
     m->soft = !is_due && is_soft(&m->joined);
+    PROBE2(commit, is_due, m->soft);
     atomic_store_explicit(&m->wanted, false, memory_order_release);
     m->status = a->broken;
     if (m->status == 0 && commit_is_dirty(a))

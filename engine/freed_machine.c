@@ -10,6 +10,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/guard.h"
+#include "base/probe.h"
 #include "engine/allocator.h"
 #include "engine/queue.h"
 
@@ -179,6 +180,7 @@ static void start_punch(struct allocator *a, struct punch *p, uint64_t first, ui
     p->count = count;
     p->io.io = (struct io){.kind = IO_PUNCH, .file = a->layer->file, .off = off, .length = bytes};
     a->freed.punches_busy++;
+    PROBE2(punch, first, count);
     if (!GUARD(I5))
         lower_all(a, first, count);
     allocator_start_io(a, &p->io, punched);

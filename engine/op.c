@@ -9,6 +9,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/guard.h"
+#include "base/probe.h"
 #include "engine/allocator.h"
 #include "engine/chunk.h"
 #include "engine/image.h"
@@ -47,6 +48,7 @@ void op_submit(struct shard *s, struct request *r)
         return;
     }
     counter_add(&s->ops_count, 1);
+    PROBE4(op, s->index, r->kind, r->off + r->walked, r->bytes - r->walked);
     n = list_pop(&s->free_ops);
     if (n)
         op_start(s, container_of(n, struct op, node), r);

@@ -6,6 +6,7 @@
 #include <errno.h>
 
 #include "base/checked.h"
+#include "base/probe.h"
 #include "engine/allocator.h"
 
 /* Durable ahead of its use: so many clusters, this part of the image, no more than so many bytes. */
@@ -73,6 +74,7 @@ bool pool_grant(struct allocator *a)
         carve(a, MIN(note->clusters_wanted, MAX(LEASE_FLOOR, a->pool.clusters / LEASE_FRACTION)),
               &note->lease);
         counter_add(&a->leases, 1);
+        PROBE2(lease, note->shard_index, note->lease.clusters);
         allocator_answer_note(a, note, 0);
         any = true;
     }

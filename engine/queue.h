@@ -12,6 +12,7 @@
 #include "base/counters.h"
 #include "base/epoch.h"
 #include "base/list.h"
+#include "base/probe.h"
 #include "base/spsc.h"
 #include "engine/bounce.h"
 #include "engine/deflated.h"
@@ -136,6 +137,7 @@ static inline void queue_complete(struct scow_queue *q, struct request *r)
     counter_add(&q->counters.requests, 1);
     if (likely(r->kind == REQUEST_READ && !r->result))
         counter_add(&q->counters.bytes, r->bytes);
+    PROBE2(complete, r, r->result);
     list_push(&q->ready, &r->node);
 }
 

@@ -9,6 +9,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/memory.h"
+#include "base/probe.h"
 #include "engine/cached_lookup.h"
 #include "engine/options.h"
 #include "engine/queue.h"
@@ -90,6 +91,7 @@ __attribute__((always_inline)) static inline int submit_read(struct scow_queue *
     r->buffer = buffer;
     r->off = off;
     r->bytes = bytes;
+    PROBE4(submit, r, REQUEST_READ, off, bytes);
     if (unlikely(q->event_enabled) || unlikely(!bytes)) {
         start_now(q, r);
     } else {
@@ -193,6 +195,7 @@ static int submit_write_side(struct scow_queue *q, enum request_kind kind, uint6
     r->buffer = buffer;
     r->off = off;
     r->bytes = bytes;
+    PROBE4(submit, r, r->kind, off, bytes);
     if (unlikely(q->event_enabled)) {
         start_now(q, r);
     } else {

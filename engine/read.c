@@ -25,6 +25,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/probe.h"
 #include "engine/cached_lookup.h"
 #include "engine/queue.h"
 #include "engine/transfer.h"
@@ -201,6 +202,7 @@ __attribute__((always_inline)) static inline enum resolved resolve(struct scow_q
         }
         if (!cached_lookup(l, r->error)) {
             counter_add(&q->counters.misses, 1);
+            PROBE2(miss, q->index, l->guest_off);
             l->bytes = MIN(l->bytes, map_slice_rest(l->layer, l->guest_off));
             queue_ask_shard(q, r);
             return RESOLVED_ASKED;

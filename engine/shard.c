@@ -10,6 +10,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/memory.h"
+#include "base/probe.h"
 #include "base/rcu.h"
 #include "engine/allocator.h"
 #include "engine/queue.h"
@@ -118,6 +119,7 @@ static struct load *start_load(struct shard *s, struct layer *layer, slot_cell *
     s->loads_end = MAX(s->loads_end, (uint32_t)(load - s->loads) + 1);
     backend_prepare(s->loop.backend, &load->io);
     counter_add(&s->loads_count, 1);
+    PROBE2(load, s->index, off);
     return load;
 }
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# A distribution's root on an overlay, and its own programs at work in it: git, sqlite, a compiler, copying and
-# deleting, all at once with syncs.
+# A distribution's root on an overlay, and its own programs at work in it: git, sqlite, a compiler, copying
+# and deleting, all at once with syncs.
 # Settings: COUNT
 . /guest_lib.sh
 
