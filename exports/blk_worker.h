@@ -31,7 +31,8 @@ struct blk_worker {
     _Atomic bool called;
     void (*call)(void *arg);
     void *call_arg;
-    bool stop, failed; /* the worker's own */
+    bool stop;           /* the worker's own */
+    _Atomic bool failed; /* the worker's; anybody reads it */
 };
 
 /* With queues of device's; starts its thread. 0 or a negative errno. */

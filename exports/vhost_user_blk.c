@@ -179,7 +179,7 @@ bool vhost_user_blk_queue_is_broken(const struct vhost_user_blk *s, uint32_t que
 {
     const struct blk_queue *const q = &s->session.queues[queue];
 
-    return blk_queue_runs(q) && q->reported;
+    return blk_queue_runs(q) && (q->reported || session_worker(&s->session, queue)->failed);
 }
 
 uint32_t vhost_user_blk_thread_count(const struct vhost_user_blk *s)

@@ -52,7 +52,8 @@ bool vhost_user_blk_writethrough(const struct vhost_user_blk *s);
 uint32_t vhost_user_blk_queue_count(const struct vhost_user_blk *s);
 const struct blk_counts *vhost_user_blk_counts(const struct vhost_user_blk *s, uint32_t queue);
 bool vhost_user_blk_queue_runs(const struct vhost_user_blk *s, uint32_t queue);
-/* The guest has broken it: nothing is taken from it until it is started anew. */
+/* The guest has broken it, and nothing is taken from it until it is started anew; or its thread has failed.
+ */
 bool vhost_user_blk_queue_is_broken(const struct vhost_user_blk *s, uint32_t queue);
 /* Threads; virtqueue i is served by thread i modulo their number. */
 uint32_t vhost_user_blk_thread_count(const struct vhost_user_blk *s);

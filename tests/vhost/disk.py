@@ -79,7 +79,7 @@ class Disk:
         if self.front.can(m.STATUS):
             self.front.set_status(0x0f)
 
-    def reconnect(self):
+    def reconnect(self, enable=True):
         """To another server, with rings and memory as they are. It learns from the inflight memory which
         requests the one before had taken and not ended."""
         self.front.close()
@@ -88,7 +88,7 @@ class Disk:
             self.front.set_inflight_fd(*self.inflight)
         for ring in self.rings:
             # Which is what a hypervisor knows.
-            self.start(ring, ring.used_index())
+            self.start(ring, ring.used_index(), enable)
             os.eventfd_write(ring.kick, 1)
         self._driver_ok()
 

@@ -13,7 +13,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import messages as m                                                                   # noqa: E402
 import servers                                                                         # noqa: E402
 from disk import MIB, Disk, Model, stamp                                               # noqa: E402
-from front_end import Closed, Refused, connect                                         # noqa: E402
+from front_end import Closed, FrontEnd, Refused, connect, send_message                 # noqa: E402
 from guest_rings import drained                                                              # noqa: E402
 from load import Load, on_threads, random_request, settle                              # noqa: E402
 
@@ -26,6 +26,22 @@ CASES = []
 def case(function):
     CASES.append(function)
     return function
+
+
+@case
+def acknowledgements_of_features(b):
+    """Some front ends ask for a reply with the very message that makes replies possible."""
+    b.make_image("8388608")
+    b.serve()
+    f = FrontEnd(b.server.path)
+    f.set_features(f.get_features() & m.FEATURES)
+    chosen = f.ask_u64(m.GET_PROTOCOL_FEATURES) & m.PROTOCOL_FEATURES
+    send_message(f.sock, m.SET_PROTOCOL_FEATURES, m.U64.pack(chosen), flags=m.VERSION | m.NEED_REPLY)
+    b.equal(m.U64.unpack(f.reply(m.SET_PROTOCOL_FEATURES)[0])[0], 0, "protocol features are acknowledged")
+    send_message(f.sock, m.SET_FEATURES, m.U64.pack(1 << 63), flags=m.VERSION | m.NEED_REPLY)
+    b.ours(m.U64.unpack(f.reply(m.SET_FEATURES)[0])[0] != 0, "features that were not offered are refused in a reply")
+    f.close()
+    b.stop()
 
 
 @case

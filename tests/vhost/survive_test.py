@@ -8,6 +8,7 @@ they are on the disk.
 
 import os
 import re
+import socket
 import sys
 import time
 
@@ -158,6 +159,75 @@ def a_client_hands_requests_over(b):
         load.drain()
         b.check(not load.wrong, f"{load.sent} requests", "\n".join(load.wrong))
         b.equal(load.ended, load.sent, "each completed once")
+    b.stop()
+    b.verify(model)
+
+
+@case
+def rings_that_stop_at_once(b):
+    """GET_VRING_BASE right after a restart, before a ring was enabled: the requests that the server has inherited
+    are answered all the same, because they lie before the position that it tells."""
+    full_image(b)
+    b.serve(queues=2)
+    model = Model(16 * MIB, b"\7" * 16 * MIB)
+    with Disk(b.server.path, queues=2, ring_size=256, inflight=b.options.server == "shardcow") as d:
+        if not d.inflight:
+            b.skip("QEMU's server has no INFLIGHT_SHMFD")
+            return
+        loads = [Load(d, q, b.rng.getrandbits(64), model, q * 16384, (q + 1) * 16384, 32) for q in range(2)]
+        noted = left = 0
+        for _ in range(rounds(b)):
+            for load in loads:
+                load.send(32)
+                load.poll()
+            b.server.kill()
+            noted += sum(len(inflight_entries(d, q)[1]) for q in range(2))
+            b.server.start()
+            d.reconnect(enable=False)
+            for ring in d.rings:
+                base = d.front.get_vring_base(ring.index)
+                left += len(inflight_entries(d, ring.index)[1])
+                d.start(ring, base)
+                os.eventfd_write(ring.kick, 1)
+        for load in loads:
+            load.drain()
+            b.check(not load.wrong, f"queue {load.queue}: {load.sent} requests", "\n".join(load.wrong))
+            b.equal(load.ended, load.sent, f"queue {load.queue}: each completed once")
+        b.equal(left, 0, f"of {noted} requests none is left at a stop")
+        b.check(noted or b.options.quick, f"{noted} requests were in flight")
+    b.stop()
+    b.verify(model)
+
+
+@case
+def the_end_of_a_connection(b):
+    """A front end that reads the end of the stream may take its memory back: nothing is written there behind
+    it."""
+    full_image(b)
+    b.serve(queues=1)
+    model = Model(16 * MIB, b"\7" * 16 * MIB)
+    with Disk(b.server.path, ring_size=256, inflight=b.options.server == "shardcow") as d:
+        if not d.inflight:
+            b.skip("QEMU's server has no INFLIGHT_SHMFD")
+            return
+        load = Load(d, 0, b.rng.getrandbits(64), model, 0, 32768, 32)
+        late = 0
+        for _ in range(rounds(b)):
+            load.send(32)
+            os.eventfd_write(d.rings[0].kick, 1)
+            d.front.sock.shutdown(socket.SHUT_WR)
+            while d.front.sock.recv(4096):
+                pass
+            before = [bytes(r.view) for r in d.memory.regions]
+            late += len(inflight_entries(d, 0)[1])
+            time.sleep(0.005)
+            late += before != [bytes(r.view) for r in d.memory.regions]
+            d.reconnect()
+            load.poll()
+        load.drain()
+        b.check(not load.wrong, f"{load.sent} requests", "\n".join(load.wrong))
+        b.equal(load.ended, load.sent, "each completed once")
+        b.equal(late, 0, "nothing is left, and nothing changes, behind the end of the stream")
     b.stop()
     b.verify(model)
 
