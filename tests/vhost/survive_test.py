@@ -165,8 +165,8 @@ def a_client_hands_requests_over(b):
 
 @case
 def rings_that_stop_at_once(b):
-    """GET_VRING_BASE right after a restart, before a ring was enabled: the requests that the server has inherited
-    are answered all the same, because they lie before the position that it tells."""
+    """GET_VRING_BASE right after a restart, before a ring was enabled: the requests that the server has
+    inherited are answered all the same, because they lie before the position that it tells."""
     full_image(b)
     b.serve(queues=2)
     model = Model(16 * MIB, b"\7" * 16 * MIB)
