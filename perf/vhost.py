@@ -5,8 +5,9 @@
     perf/vhost.py [--build DIR] [--dir DIR]... [--qemu qsd|qsd11] [--aio MODE] [--mib N] [--seconds S]
                   [--rounds N] [SECTION...]
 
-Sections: reads, latency, sequential, overwrites, allocating, flushes, cpu; default: all. A --dir is a folder
-to measure in (default: /dev/shm and the build folder); each needs about four times --mib of room. The client
+Sections: reads, latency, sequential, overwrites, allocating, flushes, cpu, and of shardcow's own options
+pinned, stats; default: all. A --dir is a folder to measure in (default: /dev/shm and the build folder); each
+needs about four times --mib of room. The client
 is blkio_client.c with libblkio of the root that tests/guest/setup.sh makes; qsd11 is the QEMU in it.
 
 Servers alternate in rounds on the same file, which both open for direct I/O. Each row has the median of the
@@ -54,15 +55,17 @@ class Vhost:
         self.options = options
         self.command = os.path.join(options.build, "cli", "shardcow")
         self.client = [*guest.from_root("")[:-1], client]
-        self.kinds = [options.ours, options.qemu]
+        self.ours, self.qemu = options.ours, options.qemu
 
     # ---- what is run ----
 
     def load(self, kind, image, queues, *args):
-        """One run of the client on a server of its own."""
+        """One run of the client on a server of its own. kind: its name, and options of shardcow's."""
+        kind, *flags = kind.split()
         with tempfile.TemporaryDirectory() as folder:
             socket = os.path.join(folder, "disk")
-            with guest.Server(kind, image, socket, queues, self.command, aio=self.options.aio) as server:
+            with guest.Server(kind, image, socket, queues, self.command, aio=self.options.aio,
+                              flags=flags) as server:
                 argv = [*self.client, "--queues", queues, "--server-pid", server.pid, *args, socket]
                 try:
                     done = subprocess.run([str(a) for a in argv], stdin=subprocess.DEVNULL, check=False,
@@ -90,14 +93,16 @@ class Vhost:
             rates[self.options.aio] = statistics.median(values(some, "iops"))
         self.options.aio = max(rates, key=rates.get)
 
-    def pairs(self, image, queues, *args, fresh=None):
-        """Rounds of both, who begins alternating. fresh: makes the image before each run."""
+    def pairs(self, image, queues, *args, fresh=None, kinds=None):
+        """Rounds of both, who begins alternating. fresh: makes the image before each run. kinds: others than
+        the two."""
+        kinds = kinds or (self.ours, self.qemu)
         results = ([], [])
         for number in range(self.options.rounds):
             for which in ((0, 1) if number % 2 == 0 else (1, 0)):
                 if fresh:
                     fresh()
-                results[which].append(self.load(self.kinds[which], image, queues, "--seed", number + 1, *args))
+                results[which].append(self.load(kinds[which], image, queues, "--seed", number + 1, *args))
         return results
 
     def full_image(self, folder):
@@ -123,16 +128,16 @@ class Vhost:
 
     # ---- rows ----
 
-    def rate(self, what, ours, theirs):
+    def rate(self, what, ours, theirs, other="QEMU"):
         a, b = values(ours, "iops"), values(theirs, "iops")
         writes.print_ratios(f"{what}: requests per second", a, b,
-                            f"{writes.kilo(statistics.median(a))}, QEMU {writes.kilo(statistics.median(b))}")
+                            f"{writes.kilo(statistics.median(a))}, {other} {writes.kilo(statistics.median(b))}")
 
-    def times(self, what, key, ours, theirs):
+    def times(self, what, key, ours, theirs, other="QEMU"):
         a, b = values(ours, key), values(theirs, key)
         if all(b) and all(a):
             writes.print_ratios(f"{what} (less is better)", a, b,
-                                f"{statistics.median(a):.1f} us, QEMU {statistics.median(b):.1f} us")
+                                f"{statistics.median(a):.2f} us, {other} {statistics.median(b):.2f} us")
 
     # ---- sections ----
 
@@ -184,6 +189,9 @@ class Vhost:
         writes.remove(image)
         pair = self.pairs(self.full_image(folder), 1, *always, *self.timed())
         self.rate("an overwrite and a flush, one after the other", *pair)
+        pair = self.pairs(self.full_image(folder), 2, "--rw", "randwrite", "--depth", 16, "--flush-every", 8,
+                          *self.timed())
+        self.rate("overwrites, a flush after every 8, depth 16, 2 queues", *pair)
         image, make = self.fresh_image(folder, count * 2)
         pair = self.pairs(image, 2, "--rw", "randwrite", "--depth", 16, "--flush-every", 8, "--step", writes.CLUSTER,
                           "--once", fresh=make)
@@ -198,8 +206,24 @@ class Vhost:
             self.times(f"the server's CPU time per 4 KiB {rw} request, 2 queues of depth 32, {count} requests",
                        "server-cpu-us-per-op", *pair)
 
+    def option(self, folder, what, kinds):
+        """Two kinds of shardcow beside each other."""
+        count = int(400000 * self.options.seconds)
+        for queues in (1, 2):
+            pair = self.pairs(self.full_image(folder), queues, "--rw", "randread", "--depth", 32, "--count", count,
+                              kinds=kinds)
+            name = f"4 KiB random reads, depth 32, {queues} queue(s), {what}"
+            self.rate(name, *pair, "without")
+            self.times(f"{name}: CPU time per request", "server-cpu-us-per-op", *pair, "without")
 
-SECTIONS = ("reads", "latency", "sequential", "overwrites", "allocating", "flushes", "cpu")
+    def pinned(self, folder):
+        self.option(folder, "--pin-memory", ("shardcow --pin-memory", "shardcow"))
+
+    def stats(self, folder):
+        self.option(folder, "statistics", ("shardcow", "shardcow --no-stats"))
+
+
+SECTIONS = ("reads", "latency", "sequential", "overwrites", "allocating", "flushes", "cpu", "pinned", "stats")
 
 
 def values(results, key):

@@ -225,6 +225,9 @@ def find_cases(options):
     else:
         cases = [(what, front, queues) for front in ("uml", "qemu") for what, some in
                  (("mixed", (1, 2, 4, 8)), ("overlay", (8,)), ("root", (4,))) for queues in some]
+    if options.queues:
+        cases = [(what, front, int(queues)) for what, front in dict.fromkeys(c[:2] for c in cases)
+                 for queues in options.queues.split(",")]
     return [c for c in cases if c[1] in options.front.split(",") and
             (not options.only or re.search(options.only, f"{c[0]} {c[1]} {c[2]}"))]
 
@@ -243,6 +246,7 @@ def parse():
     p = harness.parser(__doc__)
     p.add_argument("--server", choices=("shardcow", "qsd", "qsd11"), default="shardcow")
     p.add_argument("--front", default="uml,qemu", help="front ends, of uml and qemu")
+    p.add_argument("--queues", help="how many, for every case: 1,4,8")
     p.add_argument("--stress", default=os.environ.get("GUEST_STRESS"), help="the compiled stress.c")
     p.add_argument("--rounds", type=int, help="of the stamped stress")
     p.add_argument("--discard-flags", default="", help="of stress: --discard-zeroes or --no-discards")
