@@ -17,6 +17,7 @@
 #include "base/attributes.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/memory.h"
 #include "io/image_lock.h"
 #include "io/io.h"
 
@@ -177,16 +178,48 @@ static int fill_identity(struct file *f)
     return 0;
 }
 
-/* Some filesystems take O_DIRECT when opening and refuse it when reading. */
+enum trust { WRONG, UNKNOWN, RIGHT };
+
+/* Whether n bytes that were read to an aligned page are the same in a buffer of the least alignment. */
+static enum trust try_mem_align(struct file *f, const uint8_t *page, ssize_t n, uint8_t *buffer, size_t bytes)
+{
+    uint8_t *const here = buffer + f->mem_align;
+
+    if (f->mem_align >= ALIGN_DEFAULT)
+        return RIGHT;
+    if (n <= 0 || is_zero(page, (size_t)n))
+        return UNKNOWN;
+    memset(here, 0, bytes);
+    return os_pread(f, here, bytes, 0) == n && !memcmp(here, page, (size_t)n) ? RIGHT : WRONG;
+}
+
+/*
+ * Some filesystems take O_DIRECT when opening and refuse it when reading. And some systems tell of a smaller
+ * alignment of memory than they can do, and then move the wrong bytes without a word: zram does (Linux 6.18),
+ * for buffers that are no whole pages. So what can be tried is tried; what cannot is believed only where
+ * blocks are smaller than pages.
+ */
 static bool direct_works(struct file *f)
 {
-    void *page;
+    const size_t bytes = MAX(f->io_align, ALIGN_DEFAULT);
+    void *page, *buffer;
+    enum trust trust;
     ssize_t n;
 
-    if (posix_memalign(&page, MAX(f->mem_align, ALIGN_DEFAULT), MAX(f->io_align, ALIGN_DEFAULT)))
+    if (posix_memalign(&page, ALIGN_DEFAULT, bytes))
         return false;
-    n = os_pread(f, page, MAX(f->io_align, ALIGN_DEFAULT), 0);
+    if (posix_memalign(&buffer, ALIGN_DEFAULT, bytes + ALIGN_DEFAULT)) {
+        free(page);
+        return false;
+    }
+    n = os_pread(f, page, bytes, 0);
+    trust = try_mem_align(f, page, n, buffer, bytes);
+    free(buffer);
     free(page);
+    if (trust == WRONG || (trust == UNKNOWN && f->io_align >= ALIGN_DEFAULT)) {
+        f->mem_align = ALIGN_DEFAULT;
+        f->io_align = MAX(f->io_align, ALIGN_DEFAULT);
+    }
     return n != -EINVAL;
 }
 

@@ -226,7 +226,7 @@ def find_cases(options):
         cases = [(what, front, queues) for front in ("uml", "qemu") for what, some in
                  (("mixed", (1, 2, 4, 8)), ("overlay", (8,)), ("root", (4,))) for queues in some]
     if options.queues:
-        cases = [(what, front, int(queues)) for what, front in dict.fromkeys(c[:2] for c in cases)
+        cases = [(what, front, int(queues)) for front in ("uml", "qemu") for what in ("mixed", "overlay", "root")
                  for queues in options.queues.split(",")]
     return [c for c in cases if c[1] in options.front.split(",") and
             (not options.only or re.search(options.only, f"{c[0]} {c[1]} {c[2]}"))]

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/loop.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -67,4 +68,49 @@ int small_block_device(const char *path, char ret_path[SMALL_DISK_PATH_BYTES])
     if (control >= 0)
         close(control);
     return fd;
+}
+
+static int write_text(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "we");
+    bool bad;
+
+    if (!f)
+        return -errno;
+    bad = fputs(text, f) < 0;
+    return fclose(f) || bad ? -EIO : 0;
+}
+
+int zram_add(uint64_t bytes, char ret_path[SMALL_DISK_PATH_BYTES])
+{
+    FILE *f = fopen("/sys/class/zram-control/hot_add", "re");
+    char attribute[SMALL_DISK_PATH_BYTES], size[32];
+    int number = -1, r;
+
+    if (!f)
+        return -errno;
+    if (fscanf(f, "%d", &number) != 1)
+        number = -1;
+    fclose(f);
+    if (number < 0)
+        return -ENODEV;
+    snprintf(ret_path, SMALL_DISK_PATH_BYTES, "/dev/zram%d", number);
+    snprintf(attribute, sizeof attribute, "/sys/block/zram%d/disksize", number);
+    snprintf(size, sizeof size, "%" PRIu64, bytes);
+    r = write_text(attribute, size);
+    if (r == 0 && access(ret_path, R_OK | W_OK) < 0)
+        r = -errno;
+    if (r < 0)
+        zram_remove(number);
+    return r < 0 ? r : number;
+}
+
+void zram_remove(int number)
+{
+    char path[SMALL_DISK_PATH_BYTES], text[16];
+
+    snprintf(path, sizeof path, "/sys/block/zram%d/reset", number);
+    (void)write_text(path, "1");
+    snprintf(text, sizeof text, "%d", number);
+    (void)write_text("/sys/class/zram-control/hot_remove", text);
 }

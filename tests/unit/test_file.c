@@ -13,6 +13,7 @@
 #include "io/file.h"
 #include "tests/unit/image_builder.h"
 #include "tests/unit/scratch.h"
+#include "tests/unit/small_disk.h"
 #include "tests/unit/test_env.h"
 
 TestSuite(file, .fini = abort_if_memory_is_lost);
@@ -552,4 +553,32 @@ Test(file_extent, a_file_that_does_not_tell_is_data)
     struct file f = {.ops = &ops};
 
     check_extent(&f, 10, 1000, true, 990);
+}
+
+/* What a file claims of memory's alignment holds, also where the system claims too much: zram does. */
+Test(file, alignment_of_memory, .timeout = 60)
+{
+    uint8_t *const page = aligned_alloc(4096, 16384), *const buffer = aligned_alloc(4096, 16384);
+    char path[SMALL_DISK_PATH_BYTES];
+    const int number = zram_add(1 << 20, path);
+    struct file *f;
+
+    if (number < 0)
+        cr_skip("there is no zram here: %s", strerror(-number));
+    for (int filled = 0; filled < 2; filled++) {
+        cr_assert_eq(file_open(path, FILE_AUTO, FILE_WRITE, &f), 0, "%s", error_message());
+        for (uint32_t i = 0; i < 8192; i++)
+            page[i] = (uint8_t)(i * 7 + i / 256 + 1);
+        cr_assert_eq(file_write(f, page, 8192, 0), 0, "%s", error_message());
+        memset(buffer, 0xee, 16384);
+        cr_assert_eq(f->ops->pread(f, buffer + f->mem_align, 8192, 0), 8192);
+        cr_assert(!memcmp(buffer + f->mem_align, page, 8192), "%s, aligned to %u", path, f->mem_align);
+        memmove(buffer + f->mem_align, page, 8192);
+        cr_assert_eq(f->ops->pwrite(f, buffer + f->mem_align, 8192, 16384), 8192);
+        cr_assert_eq(file_read(f, buffer, 8192, 16384), 0);
+        cr_assert(!memcmp(buffer, page, 8192), "%s, written from memory aligned to %u", path, f->mem_align);
+        file_close(f);
+    }
+    zram_remove(number);
+    free(page), free(buffer);
 }
