@@ -6,9 +6,10 @@
                   [--rounds N] [SECTION...]
 
 Sections: reads, latency, sequential, overwrites, allocating, flushes, cpu, and of shardcow's own options
-pinned, stats; default: all. A --dir is a folder to measure in (default: /dev/shm and the build folder); each
-needs about four times --mib of room. The client
-is blkio_client.c with libblkio of the root that tests/guest/setup.sh makes; qsd11 is the QEMU in it.
+pinned, stats; default: all. A --dir is a folder to measure in, or the word zram: ext4 on a disk that is
+memory, which is made for it (default: zram where it can be had, /dev/shm, and the build folder); each needs
+about four times --mib of room. The client is blkio_client.c with libblkio of the root that
+tests/guest/setup.sh makes; qsd11 is the QEMU in it.
 
 Servers alternate in rounds on the same file, which both open for direct I/O. Each row has the median of the
 rounds' ratios with their quartiles. Both keep data in memory until the client asks for a flush, which
@@ -26,6 +27,7 @@ import tempfile
 
 import report
 import writes
+import zram
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "tests", "guest"))
@@ -258,8 +260,9 @@ def main():
     best = options.aio == "best"
     with tempfile.TemporaryDirectory() as tools:
         vhost = Vhost(options, build_client(tools))
-        for place in options.dir or ["/dev/shm", options.build]:
-            with tempfile.TemporaryDirectory(dir=place, prefix="shardcow-vhost-") as folder:
+        for place in options.dir or [*["zram"] * zram.available(), "/dev/shm", options.build]:
+            with (zram.folder(6 * options.mib) if place == "zram" else
+                  tempfile.TemporaryDirectory(dir=place, prefix="shardcow-vhost-")) as folder:
                 if best:
                     vhost.pick_aio(folder)
                 print(f"In {place}, QEMU with aio={options.aio}:\n\n| what | ratio | spread | |")
