@@ -522,8 +522,9 @@ struct scow_completion {
 /*
  * Submit what is pending, move requests on and return completions, at most max of them. Waits until min are
  * there, timeout_ns has passed (0: do not wait, SCOW_WAIT_FOREVER) or nothing is in flight or watched any
- * more, whichever comes first; with min 0 it never waits. Returns the number of completions, or a negative
- * errno: -EINVAL, or a failure of the backend itself.
+ * more, whichever comes first; with min 0 it never waits, but for a flush that has the queue for itself on a
+ * file whose flushes take a tenth of a millisecond. Returns the number of completions, or a negative errno:
+ * -EINVAL, or a failure of the backend itself.
  */
 SCOW_PUBLIC int scow_queue_poll(struct scow_queue *queue, struct scow_completion *completions, int min,
                                 int max, int64_t timeout_ns);
@@ -562,11 +563,15 @@ SCOW_PUBLIC int scow_queue_unwatch(struct scow_queue *queue, int fd);
  *
  * The pages are those that are there now. Whoever replaces pages of it (MADV_DONTNEED, a punched hole in its
  * file, a balloon in the guest whose memory it is, userfaultfd) reads old data, or none, where a request has
- * read: such memory must not be added. All of it is populated, and counts against RLIMIT_MEMLOCK.
+ * read: such memory must not be added. All of it is populated, and counts against RLIMIT_MEMLOCK once for
+ * each queue, together with the user's other rings.
  *
- * Only on the queue's thread, at most 64 ranges. Remove exactly what was added, before it is unmapped;
- * destroying the queue removes all. Adding: -ENOTSUP by this backend or kernel, -ENOMEM by that limit,
- * -ENOSPC, -EEXIST it overlaps another, -EINVAL. Removing: -ENOENT.
+ * Only on the queue's thread, which the first call binds the queue to; at most 64 ranges. Remove exactly what
+ * was added, before it is unmapped. Destroying the queue removes all, but what counts against the limit may
+ * do so for a moment longer. Adding: -ENOTSUP by this backend or kernel, -ENOMEM by that limit, -EFAULT
+ * memory of a file on a disk, or that is not mapped for writing, -ENOSPC, -EEXIST it overlaps another,
+ * -EINVAL, -EBUSY another thread's queue. Removing: -ENOENT, -EBUSY the kernel does not take requests that
+ * were submitted.
  */
 SCOW_PUBLIC int scow_queue_add_memory(struct scow_queue *queue, void *base, size_t bytes);
 SCOW_PUBLIC int scow_queue_remove_memory(struct scow_queue *queue, void *base, size_t bytes);

@@ -45,8 +45,9 @@ struct backend_ops {
     const char *name;
     /* Take an I/O. Cannot fail: there is room for as many as the backend was created for. */
     void (*prepare)(struct backend *b, struct io *io);
-    /* Submit what was prepared and append what is complete to done, without blocking. 0; -EBUSY when the
-     * backend belongs to another thread; another negative errno when it is broken. */
+    /* Submit what was prepared and append what is complete to done, without blocking, but for a lone IO_SYNC
+     * on a quick file (sync_pace.h). 0; -EBUSY when the backend belongs to another thread; another negative
+     * errno when it is broken. */
     int (*turn)(struct backend *b, struct list *done);
     /* The same, but when nothing is complete yet wait for a completion, wake() or timeout_ns. May return
      * early. */

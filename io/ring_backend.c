@@ -13,12 +13,12 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/attributes.h"
 #include "base/error.h"
 #include "io/backend.h"
+#include "io/lone_sync.h"
 #include "io/ring_memory.h"
 
 #define SQ_ENTRIES_MAX 1024u
@@ -43,9 +43,9 @@ struct ring_backend {
     struct list unarmed;  /* watches that found the submission queue full */
     struct list overflow; /* prepared while the submission queue was full */
     uint32_t in_flight;   /* I/Os prepared, and not handed back */
-    struct io *lone_sync; /* prepared when nothing was in flight, and not started yet */
-    int wake_fd;          /* eventfd: other threads write it */
-    int event_fd;         /* eventfd of the embedder */
+    struct lone_sync sync;
+    int wake_fd;  /* eventfd: other threads write it */
+    int event_fd; /* eventfd of the embedder */
     _Atomic bool event_enabled;
 };
 
@@ -186,49 +186,28 @@ static void start_io(struct ring_backend *r, struct io *io)
     fill_sqe(r, sqe, io);
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
-}
-
 static void ring_prepare(struct backend *b, struct io *io)
 {
     struct ring_backend *r = ring_of(b);
 
-    if (unlikely(io->kind == IO_SYNC) && !r->in_flight && sync_pace_is_quick(&io->file->sync_pace, now_ns()))
-        r->lone_sync = io;
+    if (unlikely(io->kind == IO_SYNC) && !r->in_flight)
+        r->sync.waiting = io;
     else
         start_io(r, io);
     r->in_flight++;
 }
 
-/*
- * The kernel has another thread wait for an fdatasync. With nothing else in flight this one may as well wait
- * itself, if the file is quick: the two wake-ups cost more. True when the sync is done.
- */
-static bool sync_here(struct ring_backend *r, struct list *done)
+/* True when a lone sync is done. */
+static bool make_sync(struct ring_backend *r, struct list *done)
 {
-    struct io *const io = r->lone_sync;
-    uint64_t start, end;
-    int ret;
+    struct io *const io = r->sync.waiting;
 
     if (likely(!io))
         return false;
-    r->lone_sync = NULL;
-    if (r->in_flight > 1) {
+    if (!lone_sync_make(&r->sync, io, r->in_flight)) {
         start_io(r, io);
         return false;
     }
-    start = now_ns();
-    do
-        ret = fdatasync(io->file->fd) < 0 ? -errno : 0;
-    while (ret == -EINTR);
-    end = now_ns();
-    sync_pace_add(&io->file->sync_pace, end - start, end);
-    (void)io_advance(io, ret);
     list_push(done, &io->node);
     r->in_flight--;
     return true;
@@ -330,6 +309,8 @@ static void complete(struct ring_backend *r, const struct io_uring_cqe *cqe, str
     }
     io = (struct io *)(uintptr_t)cqe->user_data;
     if (likely(io_advance(io, unlikely(is_refused(io)) ? -EOPNOTSUPP : cqe->res))) {
+        if (unlikely(io == r->sync.timed))
+            lone_sync_completed(&r->sync);
         list_push(done, &io->node);
         r->in_flight--;
     } else {
@@ -387,7 +368,7 @@ static int ring_turn(struct backend *b, struct list *done)
 
     if (unlikely(ret < 0))
         return ret;
-    (void)sync_here(r, done);
+    (void)make_sync(r, done);
     drain_overflow(r);
     if (unlikely(!list_empty(&r->unarmed)))
         arm_rest(r);
@@ -413,7 +394,7 @@ static int ring_wait(struct backend *b, struct list *done, int64_t timeout_ns)
 
     if (unlikely(ret < 0))
         return ret;
-    if (unlikely(sync_here(r, done)))
+    if (unlikely(make_sync(r, done)))
         return ring_turn(b, done);
     drain_overflow(r);
     arm_wake(r);
@@ -493,8 +474,14 @@ static int ring_add_memory(struct backend *b, void *base, size_t bytes)
 static int ring_remove_memory(struct backend *b, void *base, size_t bytes)
 {
     struct ring_backend *r = ring_of(b);
-    const int ret = claim(r);
+    int ret = claim(r);
 
+    /* What names a slot has to be with the kernel before the slot is cleared. */
+    while (ret == 0 && io_uring_sq_ready(&r->ring)) {
+        ret = io_uring_submit(&r->ring);
+        ret =
+            ret > 0 ? 0 : error_set(-EBUSY, "io_uring: requests cannot be submitted now: %s", strerror(-ret));
+    }
     return ret < 0 ? ret : ring_memory_remove(&r->memory, &r->ring, base, bytes);
 }
 

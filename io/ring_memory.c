@@ -96,7 +96,10 @@ int ring_memory_add(struct ring_memory *m, struct io_uring *ring, void *base, si
     err = set_slots(ring, r, false);
     if (err < 0)
         return error_set(err, "io_uring: %zu bytes of memory cannot be registered: %s%s", bytes,
-                         strerror(-err), err == -ENOMEM ? " (the limit is RLIMIT_MEMLOCK)" : "");
+                         strerror(-err),
+                         err == -ENOMEM   ? " (the limit is RLIMIT_MEMLOCK)"
+                         : err == -EFAULT ? " (it has to be mapped, writable, and of no file on a disk)"
+                                          : "");
     m->count++;
     return 0;
 }

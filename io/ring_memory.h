@@ -32,7 +32,7 @@ struct ring_memory {
 /* 0, or a negative errno with a message: -EEXIST overlaps one that is there, -ENOSPC too many, -ENOMEM the
  * process may not pin as much, -ENOTSUP by this kernel. */
 int ring_memory_add(struct ring_memory *m, struct io_uring *ring, void *base, size_t bytes);
-/* Exactly one that was added; -ENOENT. I/Os under way keep what they need. */
+/* Exactly one that was added; -ENOENT. I/Os that the kernel has keep what they need. */
 int ring_memory_remove(struct ring_memory *m, struct io_uring *ring, void *base, size_t bytes);
 
 /* The slot that the whole buffer lies in; -1: none. */

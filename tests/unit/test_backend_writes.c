@@ -325,61 +325,6 @@ EACH_BACKEND(the_operations_of_a_file_say_the_same)
     bench_close(&b);
 }
 
-/* A sync with the backend for itself is waited for on a quick file, and then measured. */
-EACH_BACKEND(a_sync_alone)
-{
-    struct sync_pace *pace;
-    struct bench b;
-
-    set_up(&b, s);
-    pace = &b.file->sync_pace;
-    atomic_store(&pace->retry_ns, UINT64_MAX);
-    cr_assert_eq(run_range(&b, IO_SYNC, 0, 0), 0);
-    cr_assert_eq(pace->mean_ns, 0, "a slow file was waited for");
-    atomic_store(&pace->retry_ns, 0);
-    cr_assert_eq(run_range(&b, IO_SYNC, 0, 0), 0);
-    cr_assert_eq(pace->mean_ns || pace->retry_ns, s->kind == BACKEND_RING);
-    bench_close(&b);
-}
-
-EACH_BACKEND(a_sync_beside_others)
-{
-    uint8_t *buf = bench_buffer(4 * KIB);
-    struct bench b;
-
-    set_up(&b, s);
-    for (int order = 0; order < 2; order++) {
-        struct io ios[2] = {
-            {.kind = order ? IO_SYNC : IO_READ, .buf = buf, .bytes = 4 * KIB, .file = b.file, .result = 77},
-            {.kind = order ? IO_READ : IO_SYNC, .buf = buf, .bytes = 4 * KIB, .file = b.file, .result = 77}};
-
-        for (int i = 0; i < 2; i++)
-            backend_prepare(b.backend, &ios[i]);
-        bench_finish(&b, 2);
-        cr_assert_eq(ios[0].result, 0);
-        cr_assert_eq(ios[1].result, 0);
-        cr_assert_eq(b.file->sync_pace.mean_ns, 0);
-        cr_assert_eq(b.file->sync_pace.retry_ns, 0, "the other I/O had to wait");
-    }
-    bench_close(&b);
-    free(buf);
-}
-
-/* The result of the call itself. */
-Test(backend_writes, a_sync_alone_that_fails)
-{
-    struct bench b;
-    int fds[2];
-
-    set_up(&b, &bench_subjects[0]);
-    cr_assert_eq(pipe2(fds, O_CLOEXEC), 0);
-    cr_assert_eq(dup3(fds[1], b.file->fd, O_CLOEXEC), b.file->fd);
-    cr_assert_eq(run_range(&b, IO_SYNC, 0, 0), -EINVAL, "a pipe cannot be synced");
-    bench_close(&b);
-    close(fds[0]);
-    close(fds[1]);
-}
-
 EACH_BACKEND(a_block_device)
 {
     uint8_t *buf = stamped(64 * KIB, FILE_BYTES - 64 * KIB);

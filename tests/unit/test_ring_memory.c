@@ -138,6 +138,27 @@ Test(ring_memory, content, .timeout = 60)
     close_guest(&g);
 }
 
+/* Those that were prepared name it still. */
+Test(ring_memory, removed_before_it_is_submitted, .timeout = 60)
+{
+    struct guest g;
+
+    open_guest(&g);
+    must_add(&g, 0, MEMORY_BYTES);
+    for (int i = 0; i < 20; i++) {
+        struct io io = {
+            .kind = IO_READ, .buf = g.memory + 2 * BLOCK, .bytes = BLOCK, .file = g.b.file, .off = BLOCK};
+
+        backend_prepare(g.b.backend, &io);
+        cr_assert_eq(take(&g, 0, MEMORY_BYTES), 0);
+        bench_finish(&g.b, 1);
+        cr_assert_eq(io.result, 0, "%s", strerror(-io.result));
+        expect(g.memory + 2 * BLOCK, BLOCK, BLOCK, 3);
+        cr_assert_eq(add(&g, 0, MEMORY_BYTES), 0, "%s", error_message());
+    }
+    close_guest(&g);
+}
+
 /* What scow_queue_add_memory() warns of, which shows that it is used: a read goes to the page that was there.
  */
 static void read_behind_a_hole(int iov_count, bool registered)

@@ -3,61 +3,75 @@
 
 #include "io/sync_pace.h"
 
-#define US 1000u
-#define MS (1000u * US)
+#define US 1000ull
+#define MS (1000 * US)
 
-Test(sync_pace, a_new_file_is_measured)
+static void quick_file(struct sync_pace *p)
 {
-    const struct sync_pace p = {0};
+    *p = (struct sync_pace){0};
+    sync_pace_add(p, 60 * US, 0, false);
+    cr_assert(sync_pace_is_quick(p));
+}
 
-    cr_assert(sync_pace_is_quick(&p, 0));
+Test(sync_pace, a_new_file_is_not_waited_for)
+{
+    struct sync_pace p = {0};
+
+    cr_assert_not(sync_pace_is_quick(&p));
+    sync_pace_add(&p, 10 * MS, 0, false);
+    cr_assert_not(sync_pace_is_quick(&p));
+}
+
+Test(sync_pace, wake_ups_are_allowed_for)
+{
+    struct sync_pace p = {0};
+
+    sync_pace_add(&p, 150 * US, 0, false);
+    cr_assert(sync_pace_is_quick(&p));
+    sync_pace_add(&p, 90 * US, 0, true);
+    cr_assert(sync_pace_is_quick(&p), "what it took elsewhere is not what it takes here");
 }
 
 Test(sync_pace, quick_syncs_stay_quick)
 {
-    struct sync_pace p = {0};
-    uint64_t now = 0;
+    struct sync_pace p;
 
-    for (int i = 0; i < 1000; i++) {
-        now += MS;
-        sync_pace_add(&p, (uint64_t)(20 + i % 7 * 10) * US, now);
-        cr_assert(sync_pace_is_quick(&p, now), "after %d", i);
+    quick_file(&p);
+    for (unsigned i = 0; i < 1000; i++) {
+        sync_pace_add(&p, (20 + i % 7 * 10) * US, i * MS, true);
+        cr_assert(sync_pace_is_quick(&p), "after %u", i);
     }
-    sync_pace_add(&p, 400 * US, now);
-    cr_assert(sync_pace_is_quick(&p, now), "one of many is no reason");
+    sync_pace_add(&p, 400 * US, 1000 * MS, true);
+    cr_assert(sync_pace_is_quick(&p), "one of many is no reason");
+    for (unsigned i = 0; i < 1000; i++)
+        sync_pace_add(&p, 0, i * MS, true);
+    cr_assert(sync_pace_is_quick(&p), "no time at all");
 }
 
 Test(sync_pace, a_slow_file_is_left_alone_in_proportion)
 {
-    struct sync_pace p = {0};
-    const uint64_t now = 5 * (uint64_t)MS;
+    struct sync_pace p;
 
-    sync_pace_add(&p, 10 * MS, now);
-    cr_assert_not(sync_pace_is_quick(&p, now));
-    cr_assert_not(sync_pace_is_quick(&p, now + 4999ull * MS));
-    cr_assert(sync_pace_is_quick(&p, now + 5000ull * MS));
-}
-
-Test(sync_pace, one_sync_shows_that_a_file_is_quick_again)
-{
-    struct sync_pace p = {0};
-
-    sync_pace_add(&p, 10 * MS, 0);
-    sync_pace_add(&p, 20 * US, 6000ull * MS);
-    cr_assert(sync_pace_is_quick(&p, 6000ull * MS));
+    quick_file(&p);
+    for (unsigned i = 0; i < 100; i++)
+        sync_pace_add(&p, 5 * US, 0, true);
+    sync_pace_add(&p, 10 * MS, 5 * MS, true);
+    cr_assert_not(sync_pace_is_quick(&p), "one that is out of all proportion is enough");
+    sync_pace_add(&p, 20 * US, 4999 * MS, false);
+    cr_assert_not(sync_pace_is_quick(&p), "500 times as long have not passed");
+    sync_pace_add(&p, 20 * US, 5006 * MS, false);
+    cr_assert(sync_pace_is_quick(&p));
 }
 
 Test(sync_pace, a_file_that_becomes_slow_is_found_out)
 {
-    struct sync_pace p = {0};
-    uint64_t now = 0;
-    int waited = 0;
+    struct sync_pace p;
+    unsigned waited = 0;
 
-    for (int i = 0; i < 100; i++)
-        sync_pace_add(&p, 5 * US, now += MS);
-    while (sync_pace_is_quick(&p, now) && waited < 100) {
+    quick_file(&p);
+    while (sync_pace_is_quick(&p) && waited < 100) {
         waited++;
-        sync_pace_add(&p, 300 * US, now += MS);
+        sync_pace_add(&p, 300 * US, waited * MS, true);
     }
     cr_assert_leq(waited, 4);
 }
