@@ -37,12 +37,15 @@ enum {
     ARG_PIN_MEMORY,
 };
 
+/* Longer than an idle processor takes to wake up, shorter than most disks take to read. */
+#define POLL_US_DEFAULT 64u
+
 static const struct argument specs[] = {
     {ARG_VHOST, "vhost-user-blk", "SOCKET", "serve a hypervisor that connects to this Unix socket"},
     {ARG_SOCKET_FD, "socket-fd", "N", "the same, on a listening socket that is open already"},
     {ARG_QUEUES, "queues", "N", "virtqueues, 1 to 64; default: one per CPU, at most 8"},
     {ARG_THREADS, "threads", "N", "threads that serve them; default: one per queue, up to the CPUs"},
-    {ARG_POLL, "poll-us", "N", "poll for at most so long before sleeping; default 0: never"},
+    {ARG_POLL, "poll-us", "N", "poll for at most so long before sleeping, 0: never; default 64"},
     {'r', "read-only", NULL, "the guest cannot write"},
     {ARG_SERIAL, "serial", "TEXT", "the disk's serial number, at most 20 bytes"},
     {ARG_DIRECT, "direct", NULL, "direct I/O, or fail; default: where possible"},
@@ -370,7 +373,7 @@ static int settle(struct serve_args *serve, struct arguments *args)
 int command_serve(int argc, char **argv)
 {
     struct arguments args = {.usage = &usage};
-    struct serve_args serve_args = {.socket_fd = -1, .control_fd = -1};
+    struct serve_args serve_args = {.socket_fd = -1, .control_fd = -1, .poll_us = POLL_US_DEFAULT};
     int key;
 
     open_args_init(&serve_args.open);

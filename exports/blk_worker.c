@@ -160,14 +160,9 @@ static void sleep_on(struct blk_worker *w)
     want_kicks(w, false);
 }
 
-/* Busy for a while: true when something came. */
-static bool spin(struct blk_worker *w)
+/* Busy until then: true when something came. */
+static bool spin(struct blk_worker *w, uint64_t end)
 {
-    uint64_t end;
-
-    if (!w->poll_ns)
-        return false;
-    end = now_ns() + w->poll_ns;
     do {
         if (has_work(w) || poll_engine(w, 0, 0))
             return true;
@@ -175,10 +170,10 @@ static bool spin(struct blk_worker *w)
     return false;
 }
 
-/* Sleeping that ends soon says that polling would have paid; polling in vain, that it does not. */
-static void learn(struct blk_worker *w, uint64_t slept_ns)
+/* A wait that ends soon says that polling all through it would pay; a long one, that it does not. */
+static void learn(struct blk_worker *w, uint64_t waited_ns)
 {
-    if (slept_ns > w->poll_ns_max)
+    if (waited_ns > w->poll_ns_max)
         w->poll_ns /= 2;
     else
         w->poll_ns = w->poll_ns < POLL_NS_MIN ? POLL_NS_MIN : 2 * w->poll_ns;
@@ -190,11 +185,10 @@ static void learn(struct blk_worker *w, uint64_t slept_ns)
 
 static void rest(struct blk_worker *w)
 {
-    uint64_t start;
+    const uint64_t start = w->poll_ns_max ? now_ns() : 0;
 
-    if (spin(w))
+    if (w->poll_ns && spin(w, start + w->poll_ns))
         return;
-    start = w->poll_ns_max ? now_ns() : 0;
     sleep_on(w);
     if (w->poll_ns_max)
         learn(w, now_ns() - start);
