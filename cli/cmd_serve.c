@@ -38,14 +38,14 @@ enum {
 };
 
 /* Longer than an idle processor takes to wake up, shorter than most disks take to read. */
-#define POLL_US_DEFAULT 64u
+#define POLL_US_DEFAULT 50u
 
 static const struct argument specs[] = {
     {ARG_VHOST, "vhost-user-blk", "SOCKET", "serve a hypervisor that connects to this Unix socket"},
     {ARG_SOCKET_FD, "socket-fd", "N", "the same, on a listening socket that is open already"},
     {ARG_QUEUES, "queues", "N", "virtqueues, 1 to 64; default: one per CPU, at most 8"},
     {ARG_THREADS, "threads", "N", "threads that serve them; default: one per queue, up to the CPUs"},
-    {ARG_POLL, "poll-us", "N", "poll for at most so long before sleeping, 0: never; default 64"},
+    {ARG_POLL, "poll-us", "N", "poll for at most so long before sleeping, 0: never; default 50"},
     {'r', "read-only", NULL, "the guest cannot write"},
     {ARG_SERIAL, "serial", "TEXT", "the disk's serial number, at most 20 bytes"},
     {ARG_DIRECT, "direct", NULL, "direct I/O, or fail; default: where possible"},

@@ -17,8 +17,8 @@
 #define BATCH 64
 /* A virtqueue without a descriptor for kicks is looked at so often. */
 #define NO_KICK_NS 50000
-/* What busy polling begins with. */
-#define POLL_NS_MIN 2000u
+/* So many waits in a row have to end within the time of polling before polling begins. */
+#define SHORT_WAITS 8u
 
 static uint64_t now_ns(void)
 {
@@ -170,27 +170,23 @@ static bool spin(struct blk_worker *w, uint64_t end)
     return false;
 }
 
-/* A wait that ends soon says that polling all through it would pay; a long one, that it does not. */
+/* Polling pays while waits are short, all of them: one that is not has cost as much as it could have won. */
 static void learn(struct blk_worker *w, uint64_t waited_ns)
 {
-    if (waited_ns > w->poll_ns_max)
-        w->poll_ns /= 2;
+    if (waited_ns > w->poll_ns)
+        w->short_waits = 0;
     else
-        w->poll_ns = w->poll_ns < POLL_NS_MIN ? POLL_NS_MIN : 2 * w->poll_ns;
-    if (w->poll_ns > w->poll_ns_max)
-        w->poll_ns = w->poll_ns_max;
-    else if (w->poll_ns < POLL_NS_MIN)
-        w->poll_ns = 0;
+        w->short_waits++;
 }
 
 static void rest(struct blk_worker *w)
 {
-    const uint64_t start = w->poll_ns_max ? now_ns() : 0;
+    const uint64_t start = w->poll_ns ? now_ns() : 0;
 
-    if (w->poll_ns && spin(w, start + w->poll_ns))
+    if (w->short_waits >= SHORT_WAITS && spin(w, start + w->poll_ns))
         return;
     sleep_on(w);
-    if (w->poll_ns_max)
+    if (w->poll_ns)
         learn(w, now_ns() - start);
 }
 
@@ -312,7 +308,7 @@ static int start_thread(struct blk_worker *w, uint32_t index)
 }
 
 int blk_worker_start(struct blk_worker *w, struct blk_device *device, struct blk_queue **queues,
-                     uint32_t queue_count, uint64_t poll_ns_max, uint32_t index)
+                     uint32_t queue_count, uint64_t poll_ns, uint32_t index)
 {
     struct scow_queue_options o = SCOW_QUEUE_OPTIONS_INIT;
     int r;
@@ -320,7 +316,7 @@ int blk_worker_start(struct blk_worker *w, struct blk_device *device, struct blk
     *w = (struct blk_worker){.queues = queues,
                              .queue_count = queue_count,
                              .device = device,
-                             .poll_ns_max = poll_ns_max,
+                             .poll_ns = poll_ns,
                              .bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->answered, NULL);

@@ -19,8 +19,8 @@ struct blk_worker {
     uint32_t queue_count;
     struct scow_queue *engine;
     struct blk_device *device;
-    uint64_t poll_ns_max; /* busy for so long before it sleeps, at most */
-    uint64_t poll_ns;     /* now: grows while it pays */
+    uint64_t poll_ns;     /* busy for so long before it sleeps, while that pays; 0: never */
+    uint32_t short_waits; /* in a row, that ended within poll_ns */
     pthread_t thread;
     bool has_thread;
     int bell; /* eventfd: somebody calls */
@@ -37,7 +37,7 @@ struct blk_worker {
 
 /* With queues of device's; starts its thread. 0 or a negative errno. */
 int blk_worker_start(struct blk_worker *w, struct blk_device *device, struct blk_queue **queues,
-                     uint32_t queue_count, uint64_t poll_ns_max, uint32_t index);
+                     uint32_t queue_count, uint64_t poll_ns, uint32_t index);
 /* NULL-safe; also where starting failed. Nothing is in flight. */
 void blk_worker_stop(struct blk_worker *w);
 
