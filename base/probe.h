@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Places where a tracer can look on (USDT, provider "shardcow"): bpftrace, perf, SystemTap. One that nobody has
- * enabled is a no-op instruction. docs/TRACING.md lists them all.
+ * Places where a tracer can look on (USDT, provider "shardcow"): bpftrace, perf, SystemTap. One that nobody
+ * has enabled is a no-op instruction. docs/TRACING.md lists them all.
  */
 #ifndef BASE_PROBE_H
 #define BASE_PROBE_H
