@@ -13,8 +13,11 @@
 
 /* Requests in flight on the engine's queue; more wait. */
 #define ENGINE_DEPTH 1024u
-/* Completions, and requests of one virtqueue, before others get their turn. */
-#define BATCH 64
+/* Completions before others get their turn. */
+#define REAP_BATCH 64
+/* Requests of one virtqueue before the ring is entered and others get their turn. On storage that answers at
+ * once the guest gets the first answers while the rest is worked on, and has new requests when that is done. */
+#define SERVE_BATCH 16u
 /* A virtqueue without a descriptor for kicks is looked at so often. */
 #define NO_KICK_NS 50000
 /* So many waits in a row have to end within the time of polling before polling begins. */
@@ -82,8 +85,8 @@ static void kicked(struct blk_worker *w, struct blk_queue *q, int ret)
 /* Completions of the engine's, at least min of them or kicks or the bell. Returns whether anything came. */
 static bool poll_engine(struct blk_worker *w, int min, int64_t timeout_ns)
 {
-    struct scow_completion c[BATCH];
-    const int n = scow_queue_poll(w->engine, c, min, BATCH, timeout_ns);
+    struct scow_completion c[REAP_BATCH];
+    const int n = scow_queue_poll(w->engine, c, min, REAP_BATCH, timeout_ns);
     const uint64_t now = n > 0 && w->device->stats ? now_ns() : 0;
 
     if (n < 0)
@@ -120,7 +123,7 @@ static bool serve_queues(struct blk_worker *w)
         if (q->stalled)
             blk_queue_retry(q, now);
         if (blk_queue_runs(q))
-            any |= blk_queue_serve(q, BATCH, now);
+            any |= blk_queue_serve(q, SERVE_BATCH, now);
     }
     return any;
 }
