@@ -2,7 +2,7 @@
 #include "io/sync_pace.h"
 
 /* Times a slow sync's duration, until the file may be quick again. */
-#define RETRY_FACTOR 500u
+#define RETRY_FACTOR 64u
 /* One that takes so many times what is quick is enough. */
 #define OUTLIER 8u
 /* The newest counts for an eighth. */

@@ -26,7 +26,7 @@ struct sync_pace {
 bool sync_pace_is_quick(const struct sync_pace *p);
 
 /* One took took_ns and ended at now_ns, of a monotonic clock. here: the caller's thread waited for it. A file
- * that turns out slow is not quick until 500 times as long has passed, and one elsewhere was quick. */
+ * that turns out slow is not quick until 64 times as long has passed, and one elsewhere was quick. */
 void sync_pace_add(struct sync_pace *p, uint64_t took_ns, uint64_t now_ns, bool here);
 
 #endif
