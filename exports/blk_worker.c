@@ -227,6 +227,8 @@ static void *worker_main(void *arg)
             rest(w);
         notify_guest(w);
     }
+    (void)scow_queue_destroy(w->engine);
+    w->engine = NULL;
     return NULL;
 }
 
@@ -349,7 +351,7 @@ void blk_worker_stop(struct blk_worker *w)
         blk_worker_call(w, stop_worker, w);
         pthread_join(w->thread, NULL);
     }
-    (void)scow_queue_destroy(w->engine);
+    (void)scow_queue_destroy(w->engine); /* the thread's, if it never ran */
     if (w->bell >= 0)
         close(w->bell);
     pthread_cond_destroy(&w->answered);

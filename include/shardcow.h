@@ -448,7 +448,9 @@ SCOW_PUBLIC int scow_queue_create(struct scow_image *image, const struct scow_qu
 /*
  * Waits for requests in flight, drops their completions and destroys the queue. Another thread than the
  * queue's may do this while nothing is in flight; with requests in flight io_uring answers -EBUSY to it, and
- * nothing was done. 0 in all other cases; NULL is allowed.
+ * nothing was done. The queue's own thread is the better one: io_uring lets go of the files at once only for
+ * it, for others some milliseconds later, in which the file system cannot be unmounted. 0 in all other cases;
+ * NULL is allowed.
  */
 SCOW_PUBLIC int scow_queue_destroy(struct scow_queue *queue);
 

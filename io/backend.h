@@ -64,6 +64,10 @@ struct backend_ops {
     /* Owner's thread. Absent where nothing is won. Memory that buffers will lie in; see shardcow.h. */
     int (*add_memory)(struct backend *b, void *base, size_t bytes);
     int (*remove_memory)(struct backend *b, void *base, size_t bytes);
+    /* Owner's thread, for which it was the last use; nothing but destroy() may follow. No I/O is in flight.
+     * The files are let go of: otherwise the system may do that some time after destroy(), which keeps a file
+     * system from being unmounted. */
+    void (*leave)(struct backend *b);
     /* No I/O is in flight. */
     void (*destroy)(struct backend *b);
 };
@@ -91,6 +95,12 @@ static inline void backend_prepare(struct backend *b, struct io *io)
 {
     io->done = 0;
     b->ops->prepare(b, io);
+}
+
+static inline void backend_leave(struct backend *b)
+{
+    if (b->ops->leave)
+        b->ops->leave(b);
 }
 
 static inline void backend_destroy(struct backend *b)

@@ -55,6 +55,7 @@ static void *thread_main(void *arg)
     pthread_setname_np(pthread_self(), loop->thread_name);
     rcu_thread_ensure();
     loop_run(loop);
+    backend_leave(loop->backend);
     return NULL;
 }
 

@@ -485,10 +485,21 @@ static int ring_remove_memory(struct backend *b, void *base, size_t bytes)
     return ret < 0 ? ret : ring_memory_remove(&r->memory, &r->ring, base, bytes);
 }
 
+/* The kernel takes this from the owner's thread alone, and ends a ring some time after it is closed. */
+static void ring_leave(struct backend *b)
+{
+    struct ring_backend *r = ring_of(b);
+
+    if (r->files_registered)
+        (void)io_uring_unregister_files(&r->ring);
+    r->files_registered = false;
+}
+
 static void ring_destroy(struct backend *b)
 {
     struct ring_backend *r = ring_of(b);
 
+    ring_leave(b);
     io_uring_queue_exit(&r->ring);
     close(r->wake_fd);
     close(r->event_fd);
@@ -507,6 +518,7 @@ static const struct backend_ops ring_ops = {
     .unwatch = ring_unwatch,
     .add_memory = ring_add_memory,
     .remove_memory = ring_remove_memory,
+    .leave = ring_leave,
     .destroy = ring_destroy,
 };
 

@@ -200,6 +200,28 @@ Test(open, no_io)
 
 /* ---- by descriptor ---- */
 
+/* Or its file system could not be unmounted yet. */
+Test(open, a_closed_image_is_let_go_of)
+{
+    const char *const path = make("image", plain);
+    struct scow_image *image;
+    struct scow_queue *q;
+    char buffer[512];
+    int fd;
+
+    for (int i = 0; i < 20; i++) {
+        cr_assert_eq(scow_open(path, NULL, &image), 0, "%s", scow_error());
+        cr_assert_eq(scow_queue_create(image, NULL, &q), 0, "%s", scow_error());
+        cr_assert_eq(rig_read(q, 512, buffer, 512), 0);
+        cr_assert_eq(scow_pread(image, buffer, 512, 0), 0);
+        scow_queue_destroy(q);
+        cr_assert_eq(scow_close(image), 0);
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+        cr_assert(fcntl(fd, F_SETLEASE, F_WRLCK) == 0 || errno != EAGAIN, "the file is still open");
+        close(fd);
+    }
+}
+
 Test(open_fd, works_and_leaves_the_descriptor)
 {
     const char *path = make("image", plain);

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: MIT
 """How `shardcow serve` starts and ends: sockets, service managers, locks, files it writes, its sandbox."""
 
+import errno
+import fcntl
 import os
 import re
 import signal
@@ -67,6 +69,16 @@ class Serving:
         return self.errors.read().decode("latin-1")
 
 
+def is_closed(path):
+    """Whether nobody has the file open: only then is a lease for writing to be had, where there are leases."""
+    with open(path, "rb") as f:
+        try:
+            fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError as e:
+            return e.errno != errno.EAGAIN
+    return True
+
+
 class Test:
     def __init__(self, options, results, folder):
         self.options, self.results, self.folder = options, results, folder
@@ -87,6 +99,7 @@ class Test:
                     self.results.equal(f.read(), f"{s.process.pid}\n", f"{sig.name}: pid file")
                 self.results.equal(s.end(sig), 0, f"{sig.name}: exit code", s.said())
                 self.results.equal(s.said(), "", f"{sig.name}: silence")
+            self.results.check(is_closed(self.image), f"{sig.name}: the image's file system can be unmounted")
             self.results.equal(sorted(os.listdir(self.folder)), ["disk.qcow2"], f"{sig.name}: nothing is left")
             self.results.check(run(["qemu-img", "check", self.image]).code == 0, f"{sig.name}: the image")
 
