@@ -16,12 +16,18 @@
 /* Completions before others get their turn. */
 #define REAP_BATCH 64
 /* Requests of one virtqueue before the ring is entered and others get their turn. On storage that answers at
- * once the guest gets the first answers while the rest is worked on, and has new requests when that is done. */
+ * once the guest gets the first answers while the rest is worked on, and has new requests when that is done.
+ */
 #define SERVE_BATCH 16u
 /* A virtqueue without a descriptor for kicks is looked at so often. */
 #define NO_KICK_NS 50000
 /* So many waits in a row have to end within the time of polling before polling begins. */
 #define SHORT_WAITS 8u
+/* So many polled waits tell whether it pays. */
+#define POLLED_WAITS 256u
+/* So many waits go by before it is tried again where it has not paid: the first time, and at most. */
+#define PAUSE_WAITS 64u
+#define PAUSE_WAITS_MAX 16384u
 
 static uint64_t now_ns(void)
 {
@@ -173,24 +179,42 @@ static bool spin(struct blk_worker *w, uint64_t end)
     return false;
 }
 
-/* Polling pays while waits are short, all of them: one that is not has cost as much as it could have won. */
-static void learn(struct blk_worker *w, uint64_t waited_ns)
+/* Polling pays where it makes waits much shorter than its limit: processors that do not go to sleep answer at
+ * once. Where waits stay as long as they were, they are the disk's own. */
+static void judge_polling(struct blk_worker *w)
 {
-    if (waited_ns > w->poll_ns)
-        w->short_waits = 0;
-    else
-        w->short_waits++;
+    if (w->polled_ns / POLLED_WAITS <= w->poll_ns / 2) {
+        w->next_pause = PAUSE_WAITS;
+    } else {
+        w->pause = w->next_pause;
+        if (w->next_pause < PAUSE_WAITS_MAX)
+            w->next_pause *= 4;
+    }
+    w->polled_waits = 0;
+    w->polled_ns = 0;
+}
+
+static void learn(struct blk_worker *w, uint64_t waited_ns, bool polled)
+{
+    w->short_waits = waited_ns <= w->poll_ns ? w->short_waits + 1 : 0;
+    if (w->pause)
+        w->pause--;
+    if (polled) {
+        w->polled_ns += waited_ns;
+        if (++w->polled_waits == POLLED_WAITS)
+            judge_polling(w);
+    }
 }
 
 static void rest(struct blk_worker *w)
 {
+    const bool polled = w->poll_ns && w->short_waits >= SHORT_WAITS && !w->pause;
     const uint64_t start = w->poll_ns ? now_ns() : 0;
 
-    if (w->short_waits >= SHORT_WAITS && spin(w, start + w->poll_ns))
-        return;
-    sleep_on(w);
+    if (!polled || !spin(w, start + w->poll_ns))
+        sleep_on(w);
     if (w->poll_ns)
-        learn(w, now_ns() - start);
+        learn(w, now_ns() - start, polled);
 }
 
 /* All that a failed worker still does. */
@@ -322,6 +346,7 @@ int blk_worker_start(struct blk_worker *w, struct blk_device *device, struct blk
                              .queue_count = queue_count,
                              .device = device,
                              .poll_ns = poll_ns,
+                             .next_pause = PAUSE_WAITS,
                              .bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->answered, NULL);
