@@ -21,13 +21,6 @@
 #define SERVE_BATCH 16u
 /* A virtqueue without a descriptor for kicks is looked at so often. */
 #define NO_KICK_NS 50000
-/* So many waits in a row have to end within the time of polling before polling begins. */
-#define SHORT_WAITS 8u
-/* So many polled waits tell whether it pays. */
-#define POLLED_WAITS 256u
-/* So many waits go by before it is tried again where it has not paid: the first time, and at most. */
-#define PAUSE_WAITS 64u
-#define PAUSE_WAITS_MAX 16384u
 
 static uint64_t now_ns(void)
 {
@@ -179,42 +172,15 @@ static bool spin(struct blk_worker *w, uint64_t end)
     return false;
 }
 
-/* Polling pays where it makes waits much shorter than its limit: processors that do not go to sleep answer at
- * once. Where waits stay as long as they were, they are the disk's own. */
-static void judge_polling(struct blk_worker *w)
-{
-    if (w->polled_ns / POLLED_WAITS <= w->poll_ns / 2) {
-        w->next_pause = PAUSE_WAITS;
-    } else {
-        w->pause = w->next_pause;
-        if (w->next_pause < PAUSE_WAITS_MAX)
-            w->next_pause *= 4;
-    }
-    w->polled_waits = 0;
-    w->polled_ns = 0;
-}
-
-static void learn(struct blk_worker *w, uint64_t waited_ns, bool polled)
-{
-    w->short_waits = waited_ns <= w->poll_ns ? w->short_waits + 1 : 0;
-    if (w->pause)
-        w->pause--;
-    if (polled) {
-        w->polled_ns += waited_ns;
-        if (++w->polled_waits == POLLED_WAITS)
-            judge_polling(w);
-    }
-}
-
 static void rest(struct blk_worker *w)
 {
-    const bool polled = w->poll_ns && w->short_waits >= SHORT_WAITS && !w->pause;
-    const uint64_t start = w->poll_ns ? now_ns() : 0;
+    const bool polled = poll_pace_pays(&w->poll_pace);
+    const uint64_t start = w->poll_pace.limit_ns ? now_ns() : 0;
 
-    if (!polled || !spin(w, start + w->poll_ns))
+    if (!polled || !spin(w, start + w->poll_pace.limit_ns))
         sleep_on(w);
-    if (w->poll_ns)
-        learn(w, now_ns() - start, polled);
+    if (w->poll_pace.limit_ns)
+        poll_pace_add(&w->poll_pace, now_ns() - start, polled);
 }
 
 /* All that a failed worker still does. */
@@ -345,9 +311,8 @@ int blk_worker_start(struct blk_worker *w, struct blk_device *device, struct blk
     *w = (struct blk_worker){.queues = queues,
                              .queue_count = queue_count,
                              .device = device,
-                             .poll_ns = poll_ns,
-                             .next_pause = PAUSE_WAITS,
                              .bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+    poll_pace_init(&w->poll_pace, poll_ns);
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->answered, NULL);
     if (w->bell < 0)

@@ -13,18 +13,14 @@
 #include <stdint.h>
 
 #include "exports/blk_queue.h"
+#include "exports/poll_pace.h"
 
 struct blk_worker {
     struct blk_queue **queues; /* that it serves */
     uint32_t queue_count;
     struct scow_queue *engine;
     struct blk_device *device;
-    uint64_t poll_ns;      /* busy for so long before it sleeps, while that pays; 0: never */
-    uint32_t short_waits;  /* in a row, that ended within poll_ns */
-    uint32_t polled_waits; /* not judged yet */
-    uint64_t polled_ns;    /* in these */
-    uint32_t pause;        /* waits to go by before it polls */
-    uint32_t next_pause;
+    struct poll_pace poll_pace;
     pthread_t thread;
     bool has_thread;
     int bell; /* eventfd: somebody calls */
