@@ -240,9 +240,9 @@ int check_windows(struct check *c, uint64_t clusters, int (*visit)(struct check 
 
     c->unit_clusters = MIN(1ull << c->refblock_shift, (uint64_t)CHECK_UNIT_CLUSTERS_MAX);
     window = window_clusters(c, clusters);
-    free(c->unit_differs);
-    c->unit_differs = malloc(window / c->unit_clusters);
-    if (!c->unit_differs)
+    free(c->unit_state);
+    c->unit_state = malloc(window / c->unit_clusters);
+    if (!c->unit_state)
         return error_set(-ENOMEM, "out of memory");
     c->pass_count = (uint32_t)div_round_up(clusters, window);
     for (uint32_t i = 0; i < c->table_count; i++)
@@ -371,7 +371,7 @@ void check_end(struct check *c)
     free(c->workers);
     free(c->reftable);
     free(c->tables);
-    free(c->unit_differs);
+    free(c->unit_state);
     check_counts_unmap(&c->counts);
     file_close(c->own_file);
     pthread_mutex_destroy(&c->report_lock);

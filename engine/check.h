@@ -69,6 +69,9 @@ struct check_worker {
     uint8_t sector[SECTOR_BYTES];
 };
 
+/* What the comparison found of a unit's refcounts. */
+enum check_unit { UNIT_SAME, UNIT_DIFFERS, UNIT_UNREADABLE };
+
 struct check_table {
     uint64_t off;
     uint32_t count;
@@ -126,7 +129,7 @@ struct check {
     uint32_t pass, pass_count;
     uint64_t unit_clusters; /* host clusters in one unit of work; a window is a whole number of units */
     uint64_t unit_count;    /* in this window */
-    uint8_t *unit_differs;  /* one byte each, written by the unit's thread */
+    uint8_t *unit_state;    /* enum check_unit, one byte each, written by the unit's thread */
     _Atomic uint64_t next_unit;
     struct check_feed feed;
 

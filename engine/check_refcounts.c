@@ -116,6 +116,7 @@ int check_refcounts_load_phase(struct check_worker *w)
     while (take_unit(c, &unit)) {
         const int found = check_refcounts_read_unit(w, unit, &first, &off);
 
+        c->unit_state[unit] = found < 0 ? UNIT_UNREADABLE : UNIT_SAME;
         for (uint32_t i = 0; found && i < c->unit_clusters; i++) {
             const uint64_t refcount = found < 0 ? 0 : refcount_get(w->buf, order, i);
             const enum check_stored stored = found < 0       ? STORED_UNKNOWN
@@ -131,6 +132,15 @@ int check_refcounts_load_phase(struct check_worker *w)
             return ret;
     }
     return 0;
+}
+
+/* What could not be read in the first place, when flags were looked at, is not trusted when it can be now. */
+static int read_unit_again(struct check_worker *w, uint64_t unit, uint64_t *ret_first)
+{
+    uint64_t off;
+    const int found = check_refcounts_read_unit(w, unit, ret_first, &off);
+
+    return found >= 0 && w->check->unit_state[unit] == UNIT_UNREADABLE ? -EIO : found;
 }
 
 void check_refcounts_blocks(struct check_worker *w)
@@ -190,14 +200,14 @@ int check_refcounts_compare_phase(struct check_worker *w)
 {
     struct check *const c = w->check;
     const uint32_t order = c->header->refcount_order;
-    uint64_t unit, first, off;
+    uint64_t unit, first;
 
     while (take_unit(c, &unit)) {
-        const int found = check_refcounts_read_unit(w, unit, &first, &off);
+        const int found = read_unit_again(w, unit, &first);
         const uint32_t n = check_unit_count(c, first);
         const bool used =
             (!found || c->repair) && !check_counts_none_expected(&c->counts, first, c->unit_clusters);
-        bool differs = found < 0;
+        bool differs = false;
 
         if (used && c->repair)
             repair_block_used(c->repair, first >> c->refblock_shift);
@@ -208,7 +218,7 @@ int check_refcounts_compare_phase(struct check_worker *w)
             for (uint32_t i = 0; i < n; i++)
                 differs |= compare_cluster(w, first + i, found ? refcount_get(w->buf, order, i) : 0,
                                            check_counts_expected(&c->counts, first + i));
-        c->unit_differs[unit] = differs;
+        c->unit_state[unit] = found < 0 ? UNIT_UNREADABLE : differs ? UNIT_DIFFERS : UNIT_SAME;
 
         const int ret = check_progress(c, 1);
         if (ret < 0)
@@ -220,8 +230,8 @@ int check_refcounts_compare_phase(struct check_worker *w)
 static void tell_unit(struct check_worker *w, uint64_t unit)
 {
     struct check *const c = w->check;
-    uint64_t first, off;
-    const int found = check_refcounts_read_unit(w, unit, &first, &off);
+    uint64_t first;
+    const int found = read_unit_again(w, unit, &first);
 
     for (uint64_t i = first; i < first + check_unit_count(c, first); i++) {
         if (found < 0) {
@@ -252,6 +262,6 @@ void check_refcounts_tell(struct check_worker *w)
     if (!c->options.problem || c->quiet)
         return;
     for (uint64_t unit = 0; unit < c->unit_count; unit++)
-        if (c->unit_differs[unit])
+        if (c->unit_state[unit] != UNIT_SAME)
             tell_unit(w, unit);
 }

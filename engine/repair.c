@@ -176,6 +176,7 @@ static int mend(struct check *c, struct check_tally *t)
     }
     if (ret < 0)
         return ret;
+    t->errors = MAX(t->errors, check_sum(c).errors); /* refcounts that could be read before */
     r->leaks_fixed += t->leaks;
     t->leaks = 0;
     if (r->all) {

@@ -223,9 +223,14 @@ static int mend_table(struct check_worker *w, const struct check_l1 *l1)
     if (!table_off)
         return 0;
     ret = mend_l1_flag(w, l1);
-    /* As QEMU: nothing is said about the flags in a table whose own refcount cannot be read. */
-    if (ret < 0 || check_refcounts_lookup(w, check_cluster(c, table_off), &refcount) < 0)
+    if (ret < 0)
         return ret;
+    /* As QEMU: nothing is said about the flags in a table whose own refcount cannot be read. Where that is
+     * new, it is an error by itself. */
+    if (check_refcounts_lookup(w, check_cluster(c, table_off), &refcount) < 0) {
+        w->tally.errors = MAX(w->tally.errors, 1);
+        return 0;
+    }
     for (uint64_t at = 0; at < c->cluster_bytes && ret == 0; at += slice_bytes) {
         ret = file_read(c->file, w->buf, slice_bytes, table_off + at);
         if (ret == 0 && walk_flags(w, slice_bytes, false, false, &low, &high))

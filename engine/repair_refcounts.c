@@ -44,9 +44,14 @@ static int mend(struct check *c, bool raise)
         uint64_t first, off;
         int ret;
 
-        /* What cannot be read, or has no block, was told and stays. */
-        if (!c->unit_differs[unit] || check_refcounts_read_unit(w, unit, &first, &off) <= 0 ||
-            !correct_unit(w, first, raise, &low, &high))
+        /* What could not be read then, or has no block, was told and stays. What cannot be read only now was
+         * counted as something that is put right. */
+        if (c->unit_state[unit] != UNIT_DIFFERS)
+            continue;
+        ret = check_refcounts_read_unit(w, unit, &first, &off);
+        if (ret < 0)
+            return error_prefix(ret, "refcount block");
+        if (!ret || !correct_unit(w, first, raise, &low, &high))
             continue;
         const uint64_t from = round_down((uint64_t)low << order >> 3, SECTOR_BYTES);
         const uint64_t to = round_up(((uint64_t)high << order >> 3) + 1, SECTOR_BYTES);

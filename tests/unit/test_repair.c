@@ -84,6 +84,9 @@ static struct {
     char log[64]; /* one letter per change: Header, reftable T, Block, L1 1, L2 2, Other; Sync, tRuncate,
                      Punch */
     uint32_t steps, fail_step; /* which of them fails, from 1 */
+    _Atomic uint32_t reads;
+    uint32_t fail_read; /* the same, of a repair's */
+    bool repairs;
 } watched;
 
 static int step(char letter)
@@ -93,6 +96,12 @@ static int step(char letter)
     cr_assert_lt(n + 1, sizeof watched.log);
     watched.log[n] = letter;
     return ++watched.steps == watched.fail_step ? -EIO : 0;
+}
+
+static ssize_t watched_pread(struct file *f, void *buf, size_t n, uint64_t off)
+{
+    return watched.repairs && ++watched.reads == watched.fail_read ? -EIO
+                                                                   : watched.real->pread(f, buf, n, off);
 }
 
 static ssize_t watched_pwrite(struct file *f, const void *buf, size_t n, uint64_t off)
@@ -137,6 +146,7 @@ static struct scow_image *open_image(uint32_t file_flags, uint32_t open_flags)
     cr_assert_eq(file_open_fd(image_fd, NULL, FILE_BUFFERED, file_flags, &file), 0, "%s", scow_error());
     watched.real = file->ops;
     watched.ops = *file->ops;
+    watched.ops.pread = watched_pread;
     watched.ops.pwrite = watched_pwrite;
     watched.ops.sync = watched_sync;
     watched.ops.truncate = watched_truncate;
@@ -185,7 +195,10 @@ static int repair(uint32_t flags, uint32_t fail_step, struct scow_check_result *
     to_file();
     image = open_image(FILE_WRITE, SCOW_OPEN_NO_IO);
     watched.fail_step = fail_step;
+    watched.reads = 0;
+    watched.repairs = true;
     r = image_repair(image, flags, NULL, ret);
+    watched.repairs = false;
     scow_close(image);
     from_file();
     return r;
@@ -277,6 +290,47 @@ Test(repair, any_step_may_fail)
                 cr_assert_eq(bytes[DATA + i * CLUSTER], 'a' + (int)i);
         }
         cr_assert_gt(fail, steps_min[k], "only %u steps", fail - 1);
+    }
+}
+
+static void leave_leaks(void)
+{
+    put_l2(5, 0);
+    put_refcount(9, 2);
+}
+
+/* One that fails, and not the next of the same place: what the repair calls repaired is. */
+Test(repair, any_read_may_fail)
+{
+    void (*const damages[])(void) = {damage_in_place, damage_all, leave_leaks};
+    const uint32_t flags[] = {SCOW_CHECK_REPAIR_ALL, SCOW_CHECK_REPAIR_ALL,
+                              SCOW_CHECK_REPAIR_LEAKS | REPAIR_RECOVER};
+
+    for (int k = 0; k < 3; k++) {
+        uint32_t reads, noticed = 0;
+
+        for (uint32_t fail = 1;; fail++) {
+            struct scow_check_result r = SCOW_CHECK_RESULT_INIT;
+            int ret;
+
+            make_image();
+            damages[k]();
+            watched.fail_read = fail;
+            ret = repair(flags[k], 0, &r);
+            watched.fail_read = 0;
+            reads = watched.reads;
+            if (ret < 0 || r.corruptions + r.leaks + r.check_errors) {
+                noticed++;
+                cr_assert_eq(repair(SCOW_CHECK_REPAIR_ALL, 0, &r), 0, "%s", scow_error());
+            }
+            expect_clean();
+            for (uint32_t i = 0; i < DATA_CLUSTERS; i++)
+                cr_assert(bytes[DATA + i * CLUSTER] == 'a' + (int)i || (k == 2 && i == 5));
+            if (reads < fail)
+                break;
+        }
+        cr_assert_gt(reads, 5);
+        cr_assert_gt(noticed, reads / 2, "of %u reads %u were noticed", reads, noticed);
     }
 }
 
